@@ -1,0 +1,184 @@
+"""The catalogue: every event that a run's log can hold.
+
+Kinds are explicit strings, never Python import paths, so that a log outlives any refactoring.
+``time`` is information for people (seconds since the epoch); no fold reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from esper_events.stages import Gate, Stage
+
+Figures = dict[str, float]
+"""Named measurements; units stand in the catalogue (``events/README.md``)."""
+
+
+class _Event(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
+):
+    time: float
+
+
+class SlotDeclared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place where a seed can live: from the input of ``start`` to the output of ``end``.
+
+    ``source`` tells what the seed reads: ``output`` the host's activation at ``end``,
+    ``span`` the input of ``start``. ``in_shape`` and ``out_shape`` are per example, without
+    the batch dimension.
+    """
+
+    id: str
+    source: Literal["output", "span"]
+    start: str
+    end: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    in_axis: int
+    out_axis: int
+
+
+class RunStarted(_Event, frozen=True, tag="run.started"):
+    """Genesis of a run: who writes it, what it trains, and on which platform."""
+
+    run: str
+    trainer_key: bytes
+    host_weights: str
+    config: str
+    seed: int
+    version: str
+    platform: dict[str, str]
+
+
+class LatticeDeclared(_Event, frozen=True, tag="lattice.declared"):
+    """The slots that were found in the host, and why each other module was left out."""
+
+    slots: tuple[SlotDeclared, ...]
+    left_out: dict[str, str]
+
+
+class BlueprintRegistered(_Event, frozen=True, tag="blueprint.registered"):
+    """A blueprint's canonical bytes, so that the log explains itself; ``blueprint`` is their
+    SHA-256 in hex."""
+
+    blueprint: str
+    name: str
+    body: bytes
+
+
+class PlateauDetected(_Event, frozen=True, tag="plateau.detected"):
+    """The held-out loss has stopped falling."""
+
+    step: int
+    figures: Figures
+
+
+class TrialMeasured(_Event, frozen=True, tag="trial.measured"):
+    """The held-out gain of one seed in TRAINING, switched on in the shadow."""
+
+    step: int
+    seed: int
+    figures: Figures
+
+
+class GateMeasured(_Event, frozen=True, tag="gate.measured"):
+    """The outcome of a gate with the figures that it saw."""
+
+    step: int
+    seed: int
+    gate: Gate
+    passed: bool
+    reason: str
+    figures: Figures
+
+
+class TransitionDecided(_Event, frozen=True, tag="transition.decided"):
+    """A change is intended: ``seed`` goes from ``source`` to ``target`` at ``at_step``.
+
+    ``removal`` tells how a blended seed leaves the host when ``target`` is CULLED.
+    """
+
+    decision: int
+    step: int
+    at_step: int
+    seed: int
+    slot: str
+    blueprint: str
+    source: Stage
+    target: Stage
+    reason: str
+    removal: Literal["", "removed", "fork", "snapshot"] = ""
+
+
+class TransitionApplied(_Event, frozen=True, tag="transition.applied"):
+    """The decided change has been made to the running model before step ``step + 1``.
+
+    ``seed_weights`` is the digest of the seed's tensors at that moment ("" when it has none).
+    """
+
+    decision: int
+    step: int
+    seed_weights: str
+    steps_lost: int = 0
+
+
+class TransitionLapsed(_Event, frozen=True, tag="transition.lapsed"):
+    """The decided change was not made, and never will be."""
+
+    decision: int
+    step: int
+    reason: str
+
+
+class BreakerChanged(_Event, frozen=True, tag="breaker.changed"):
+    """A circuit breaker opened, half-opened or closed."""
+
+    step: int
+    breaker: str
+    state: Literal["closed", "open", "half-open"]
+    reason: str
+
+
+class ReplicaChanged(_Event, frozen=True, tag="replica.changed"):
+    """The copy of the log on the server fell behind the journal, or caught up with it."""
+
+    replica: str
+    state: Literal["lagging", "level"]
+    behind: int
+    reason: str
+
+
+class RunEnded(_Event, frozen=True, tag="run.ended"):
+    """The last event of a run."""
+
+    step: int
+    outcome: Literal["completed", "interrupted", "failed"]
+    reason: str
+    final_weights: str
+    lattice: str
+    figures: Figures
+
+
+Event = (
+    RunStarted
+    | LatticeDeclared
+    | BlueprintRegistered
+    | PlateauDetected
+    | TrialMeasured
+    | GateMeasured
+    | TransitionDecided
+    | TransitionApplied
+    | TransitionLapsed
+    | BreakerChanged
+    | ReplicaChanged
+    | RunEnded
+)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An event with its place in the log: what every fold reads."""
+
+    index: int
+    event: Event
