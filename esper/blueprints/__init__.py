@@ -1,0 +1,1 @@
+"""Recipes of seeds: the IR as data, the library that ships, and building modules from it."""
