@@ -15,6 +15,8 @@ from esper.blueprints import ir, operations
 from esper.blueprints.ir import Blueprint, BlueprintError
 from esper.blueprints.shapes import Step, entry, plan
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -30,7 +32,7 @@ class Signature:
     out_shape: tuple[int, ...]
     out_axis: int
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
 
 def applies(blueprint: Blueprint, signature: Signature) -> str | None:

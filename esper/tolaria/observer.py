@@ -1,0 +1,83 @@
+"""What a run tells whoever watches it, while it runs and at its end. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+from esper_events.events import Record
+from esper_events.stages import Stage
+
+Part = Literal["grown", "host alone", "grown shape from the start"]
+"""The three trainings of a run: the one that grows and the two that it is compared with."""
+
+
+class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One seed as a person sees it; ``gain`` is its last measured relative reduction of the
+    held-out loss (None before the first measurement)."""
+
+    seed: int
+    slot: str
+    blueprint: str
+    stage: Stage
+    alpha: float
+    parameters: int
+    gain: float | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's end. Accuracies in percent of the test part; ``head`` and ``final_weights`` in hex.
+
+    ``grown`` figures carry no prefix, ``control`` ones are of the host alone for as many steps,
+    ``static`` ones of the grown shape trained from the start. ``behind`` counts the segments
+    that the server still lacks.
+    """
+
+    run: str
+    run_dir: str
+    events: int
+    segments: int
+    head: str
+    final_weights: str
+    steps: int
+    test_accuracy: float
+    control_accuracy: float
+    static_accuracy: float
+    parameters: int
+    control_parameters: int
+    static_parameters: int
+    behind: int = 0
+
+
+class Observer(Protocol):
+    """Methods are called from the training thread, between two steps; they must be quick."""
+
+    def part(self, name: Part, steps: int) -> None:
+        """A training of ``steps`` steps begins."""
+
+    def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
+        """Step ``step`` of ``steps`` is done: training loss, and the latest held-out accuracy in
+        percent (None before the first)."""
+
+    def event(self, record: Record) -> None:
+        """An event has been acknowledged by the log."""
+
+    def seeds(self, rows: Sequence[SeedRow]) -> None:
+        """The seeds as they stand now; sent when something about them has changed."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def part(self, name: Part, steps: int) -> None:
+        """Show nothing."""
+
+    def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
+        """Show nothing."""
+
+    def event(self, record: Record) -> None:
+        """Show nothing."""
+
+    def seeds(self, rows: Sequence[SeedRow]) -> None:
+        """Show nothing."""
