@@ -1,0 +1,220 @@
+"""Ed25519 keys (RFC 8032): signing, checking, and their files in the OpenSSH formats.
+
+OpenSSL accepts public keys of small order, under which anyone can forge signatures; `PublicKey`
+refuses them, and every encoding that is not canonical or no point of the curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from esper_events.errors import KeyFileError, PublicKeyError
+
+ALGORITHM = 0x01
+"""First byte of a key id: Ed25519."""
+KEY_ID_BYTES = 17
+SIGNATURE_BYTES = 64
+MAX_KEY_FILE_BYTES = 16 * 1024
+
+_P = 2**255 - 19
+_D = -121665 * pow(121666, -1, _P) % _P
+# y-coordinates of the eight points whose order divides 8: the identity, (0, -1), the two points
+# with y = 0, and the four of order 8.
+_Y8 = int.from_bytes(
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+)
+_SMALL_ORDER_Y = frozenset({0, 1, _P - 1, _Y8, _P - _Y8})
+
+
+class PublicKey:
+    """An Ed25519 public key that is safe to trust a signature by.
+
+    Raises:
+        PublicKeyError: ``raw`` is not 32 bytes, not canonical, no point, or of small order.
+    """
+
+    __slots__ = ("_key", "id", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        _check_point(raw)
+        self.raw = bytes(raw)
+        self.id = bytes([ALGORITHM]) + hashlib.sha256(self.raw).digest()[: KEY_ID_BYTES - 1]
+        """Algorithm byte and the first 16 bytes of SHA-256 of the key."""
+        self._key = Ed25519PublicKey.from_public_bytes(self.raw)
+
+    @property
+    def fingerprint(self) -> str:
+        """What two people compare: ``ed25519:`` and SHA-256 of the key in hex."""
+        return f"ed25519:{hashlib.sha256(self.raw).hexdigest()}"
+
+    def verify(self, signature: bytes, data: bytes) -> bool:
+        """Whether ``signature`` (64 bytes) is this key's over ``data``."""
+        try:
+            self._key.verify(signature, data)
+        except InvalidSignature:
+            return False
+        return True
+
+    @classmethod
+    def load(cls, path: Path) -> PublicKey:
+        """Read an OpenSSH public key file (``ssh-ed25519 AAAA...``).
+
+        Raises:
+            KeyFileError: no such file, or no Ed25519 public key in it.
+            PublicKeyError: a key that is refused.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_KEY_FILE_BYTES)
+            key = serialization.load_ssh_public_key(text)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            raise KeyFileError(f"{path}: no OpenSSH public key: {error}") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise KeyFileError(f"{path}: got a key of another algorithm, wanted Ed25519")
+        return cls(key.public_bytes_raw())
+
+    def save(self, path: Path) -> None:
+        """Write an OpenSSH public key file; an existing file is replaced atomically."""
+        encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        text = self._key.public_bytes(encoding, form) + b" esper\n"
+        path = Path(path)
+        temporary = _write_beside(path, text, 0o644)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PublicKey) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"PublicKey({self.fingerprint})"
+
+
+class SigningKey:
+    """An Ed25519 private key; it shows itself only as its public half."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = PublicKey(key.public_key().public_bytes_raw())
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """A fresh key from the system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: Path) -> SigningKey:
+        """Read an unencrypted OpenSSH private key that only its owner can read.
+
+        Raises:
+            KeyFileError: no such file, another owner, permissions that let others in, or no
+                Ed25519 private key in it.
+        """
+        path = Path(path)
+        text = _read_private(path)
+        try:
+            key = serialization.load_ssh_private_key(text, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise KeyFileError(f"{path}: no OpenSSH private key: {error}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyFileError(f"{path}: got a key of another algorithm, wanted Ed25519")
+        return cls(key)
+
+    def save(self, path: Path) -> None:
+        """Write the key with permissions 0600, durably; a reader never sees half a file.
+
+        Raises:
+            KeyFileError: the file exists (a key is never overwritten) or cannot be written.
+        """
+        path = Path(path)
+        text = self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+        try:
+            temporary = _write_beside(path, text, 0o600)
+            try:
+                os.link(temporary, path)
+            finally:
+                temporary.unlink()
+            sync_directory(path.parent)
+        except FileExistsError as error:
+            raise KeyFileError(f"{path} exists already; a key is never overwritten") from error
+        except OSError as error:
+            raise KeyFileError(f"{path}: cannot write the key: {error}") from error
+
+    def sign(self, data: bytes) -> bytes:
+        """The 64-byte signature over ``data``."""
+        return self._key.sign(data)
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public={self.public.fingerprint})"
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in the directory ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_point(raw: bytes) -> None:
+    if len(raw) != 32:
+        raise PublicKeyError(f"got a public key of {len(raw)} bytes, wanted 32")
+    y = int.from_bytes(raw, "little") & ((1 << 255) - 1)
+    if y >= _P:
+        raise PublicKeyError("the public key is not canonically encoded")
+    if y in _SMALL_ORDER_Y:
+        raise PublicKeyError("the public key has small order: anyone can sign under it")
+    # RFC 8032, 5.1.3: x**2 = (y**2 - 1) / (d y**2 + 1) must have a root (Euler's criterion).
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, _P)
+    if pow(square, (_P - 1) // 2, _P) != 1:
+        raise PublicKeyError("the public key is no point of the curve")
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeyFileError(f"{path} is not a regular file")
+            if status.st_uid != os.geteuid():
+                raise KeyFileError(f"{path} belongs to user {status.st_uid}, wanted {os.geteuid()}")
+            if status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise KeyFileError(f"{path} has mode {mode:04o}, wanted 0600: chmod 600 {path}")
+            return file.read(MAX_KEY_FILE_BYTES)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot read the key: {error}") from error
+
+
+def _write_beside(path: Path, data: bytes, mode: int) -> Path:
+    """A new, durable file next to ``path`` holding ``data``, to be linked or renamed to it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
