@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from esper_events.errors import KeyFileError, PublicKeyError
+from esper_events.files import whole_file
 
 ALGORITHM = 0x01
 """First byte of a key id: Ed25519."""
@@ -86,13 +86,18 @@ class PublicKey:
         return cls(key.public_bytes_raw())
 
     def save(self, path: Path) -> None:
-        """Write an OpenSSH public key file; an existing file is replaced atomically."""
+        """Write an OpenSSH public key file; an existing file is replaced atomically.
+
+        Raises:
+            KeyFileError: the file cannot be written.
+        """
         encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
         text = self._key.public_bytes(encoding, form) + b" esper\n"
-        path = Path(path)
-        temporary = _write_beside(path, text, 0o644)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        try:
+            with whole_file(Path(path), replace=True) as file:
+                file.write(text)
+        except OSError as error:
+            raise KeyFileError(f"{path}: cannot write the key: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PublicKey) and self.raw == other.raw
@@ -142,19 +147,14 @@ class SigningKey:
         Raises:
             KeyFileError: the file exists (a key is never overwritten) or cannot be written.
         """
-        path = Path(path)
         text = self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.OpenSSH,
             serialization.NoEncryption(),
         )
         try:
-            temporary = _write_beside(path, text, 0o600)
-            try:
-                os.link(temporary, path)
-            finally:
-                temporary.unlink()
-            sync_directory(path.parent)
+            with whole_file(Path(path), 0o600) as file:
+                file.write(text)
         except FileExistsError as error:
             raise KeyFileError(f"{path} exists already; a key is never overwritten") from error
         except OSError as error:
@@ -166,15 +166,6 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey(public={self.public.fingerprint})"
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in the directory ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_point(raw: bytes) -> None:
@@ -207,14 +198,3 @@ def _read_private(path: Path) -> bytes:
             return file.read(MAX_KEY_FILE_BYTES)
     except OSError as error:
         raise KeyFileError(f"{path}: cannot read the key: {error}") from error
-
-
-def _write_beside(path: Path, data: bytes, mode: int) -> Path:
-    """A new, durable file next to ``path`` holding ``data``, to be linked or renamed to it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary

@@ -1,0 +1,127 @@
+"""A signed checkpoint: what a log's writer vouches for, in text that can be kept elsewhere.
+
+The form is C2SP's `tlog-checkpoint <https://c2sp.org/tlog-checkpoint>`_ in a
+`signed note <https://c2sp.org/signed-note>`_: origin (``esper/`` and the log id), number of
+events, and base64 of the RFC 6962 root over them, a line each; an empty line; one signature line.
+Whoever keeps one can tell later that the log was cut, rolled back or rewritten.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_events.errors import CheckpointError
+from esper_events.files import whole_file
+from esper_events.keys import ALGORITHM, SIGNATURE_BYTES, PublicKey, SigningKey
+
+CHECKPOINT = Path("checkpoint")
+"""Where a run's latest checkpoint lies in its directory."""
+MAX_CHECKPOINT_BYTES = 1024
+
+_NOTE = re.compile(
+    r"esper/(?P<log>[A-Za-z0-9._/-]{1,128})\n"
+    r"(?P<size>[1-9][0-9]{0,18})\n"
+    r"(?P<root>[A-Za-z0-9+/]{43}=)\n"
+    r"\n"
+    r"— esper/(?P<name>[A-Za-z0-9._/-]{1,128}) (?P<signature>[A-Za-z0-9+/]{91}=)\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The first ``size`` events of ``log`` have the Merkle root ``root`` (32 bytes)."""
+
+    log: str
+    size: int
+    root: bytes
+
+    def text(self) -> bytes:
+        """The lines that are signed."""
+        root = base64.b64encode(self.root).decode()
+        return f"{self.name}\n{self.size}\n{root}\n".encode()
+
+    def sign(self, key: SigningKey) -> bytes:
+        """The note: `text` with the signature of ``key``.
+
+        Raises:
+            CheckpointError: log id, size or root is out of range.
+        """
+        note = SignedCheckpoint(self, self.key_hint(key.public), key.sign(self.text())).note()
+        parse_checkpoint(note)
+        return note
+
+    @property
+    def name(self) -> str:
+        """The log's origin line, which is also the name of its key."""
+        return f"esper/{self.log}"
+
+    def key_hint(self, key: PublicKey) -> bytes:
+        """The 4 bytes by which a signed note tells whose signature it bears."""
+        named = self.name.encode() + b"\n" + bytes([ALGORITHM]) + key.raw
+        return hashlib.sha256(named).digest()[:4]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCheckpoint:
+    """A checkpoint as it was read; nothing in it counts before `is_signed_by` is true."""
+
+    checkpoint: Checkpoint
+    key_hint: bytes
+    signature: bytes
+
+    def note(self) -> bytes:
+        """The checkpoint as text, signature line and all."""
+        signature = base64.b64encode(self.key_hint + self.signature).decode()
+        line = f"\n— {self.checkpoint.name} {signature}\n"
+        return self.checkpoint.text() + line.encode()
+
+    def is_signed_by(self, key: PublicKey) -> bool:
+        """Whether ``key`` signed the checkpoint, and the note says so."""
+        hint = self.checkpoint.key_hint(key)
+        return hint == self.key_hint and key.verify(self.signature, self.checkpoint.text())
+
+
+def parse_checkpoint(note: bytes) -> SignedCheckpoint:
+    """Read a note with exactly one signature line.
+
+    Raises:
+        CheckpointError: ``note`` is longer than `MAX_CHECKPOINT_BYTES`, or anything in it is
+            spelt another way than `Checkpoint.sign` does.
+    """
+    if len(note) > MAX_CHECKPOINT_BYTES:
+        raise CheckpointError(f"a checkpoint over {MAX_CHECKPOINT_BYTES} bytes")
+    try:
+        match = _NOTE.fullmatch(note.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"the checkpoint is not text: {error}") from error
+    if match is None or match["name"] != match["log"]:
+        raise CheckpointError("not a checkpoint: wanted origin, size, root and one signature")
+    checkpoint = Checkpoint(match["log"], int(match["size"]), _decode_base64(match["root"]))
+    signature = _decode_base64(match["signature"])
+    return SignedCheckpoint(checkpoint, signature[:-SIGNATURE_BYTES], signature[-SIGNATURE_BYTES:])
+
+
+def write_checkpoint(run_dir: Path, note: bytes) -> None:
+    """Put ``note`` in the place of the run's checkpoint, atomically and durably.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with whole_file(run_dir / CHECKPOINT, replace=True) as file:
+        file.write(note)
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise CheckpointError(f"the checkpoint's base64 is malformed: {error}") from error
+    # The bits behind the last byte must be zero: one spelling for one checkpoint.
+    if base64.b64encode(data).decode() != text:
+        raise CheckpointError("the checkpoint's base64 is not canonical")
+    return data

@@ -1,0 +1,138 @@
+"""Reading a run, from its directory or an exported file, and proving it on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from esper_events.chain import ChainVerifier
+from esper_events.checkpoint import (
+    CHECKPOINT,
+    MAX_CHECKPOINT_BYTES,
+    Checkpoint,
+    SignedCheckpoint,
+    parse_checkpoint,
+)
+from esper_events.errors import ChainError, CheckpointError
+from esper_events.events import Record
+from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.keys import PublicKey
+
+MAGIC = b"esper export 1\n"
+"""First bytes of an exported run; its layout stands in `esper_events.export`."""
+
+
+class LogReader:
+    """The records of the run at ``path``, a run directory or an exported file.
+
+    Args:
+        path: what to read.
+        trusted: the trainer's key where the caller knows it.
+
+    Attributes: ``verifier`` (what was proven so far), and ``checkpoint``, the signed checkpoint
+    that the whole log agrees with, None until the end was reached or where there is none.
+    """
+
+    def __init__(self, path: Path, trusted: PublicKey | None = None) -> None:
+        self.path = Path(path)
+        self.verifier = ChainVerifier(trusted)
+        self.checkpoint: Checkpoint | None = None
+
+    def records(self) -> Iterator[Record]:
+        """Each record in order, proven before it is handed out. To be read once.
+
+        Raises:
+            ChainError: the run is damaged; records handed out before that are good, but for the
+                checkpoint, which counts at the end.
+            OSError: a file cannot be read.
+        """
+        if self.path.is_dir():
+            return self._read_directory()
+        return self._read_export()
+
+    def _read_directory(self) -> Iterator[Record]:
+        # The checkpoint first: a log that is being written then holds at least what it commits to.
+        signed = read_checkpoint(self.path)
+        if signed is not None:
+            self.verifier = ChainVerifier(self.verifier.key, watch=signed.checkpoint.size)
+        with _open(self.path / JOURNAL) as file:
+            for offset, segment in read_frames(file):
+                yield from self.verifier.accept(segment, offset + LENGTH.size)
+        if self.verifier.segments == 0:
+            raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
+        if signed is not None:
+            self.checkpoint = self._agree(signed, self.verifier.watched_root)
+
+    def _read_export(self) -> Iterator[Record]:
+        with _open(self.path) as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ChainError("neither a run directory nor an exported run", None, 0)
+            for offset, segment in read_frames(file, len(MAGIC), terminated=True):
+                yield from self.verifier.accept(segment, offset + LENGTH.size)
+            signed = _read_footer(file)
+        if signed.checkpoint.size < self.verifier.events:
+            raise ChainError(
+                f"holds {self.verifier.events} events, but its footer commits to "
+                f"{signed.checkpoint.size}"
+            )
+        self.checkpoint = self._agree(signed, self.verifier.tree.root())
+
+    def _agree(self, signed: SignedCheckpoint, root: bytes | None) -> Checkpoint:
+        """The checkpoint, if the log that was read bears it out; ``root`` is the log's root."""
+        checkpoint, verifier = signed.checkpoint, self.verifier
+        if verifier.key is None or not signed.is_signed_by(verifier.key):
+            raise ChainError("the checkpoint's signature does not fit its text and the log's key")
+        if checkpoint.log != verifier.log:
+            raise ChainError(f"the checkpoint is of log {checkpoint.log}, this is {verifier.log}")
+        if checkpoint.size > verifier.events:
+            raise ChainError(
+                f"the log ends after segment {verifier.segments - 1} with {verifier.events} "
+                f"events, but its signed checkpoint commits to {checkpoint.size}: it was cut "
+                "or rolled back"
+            )
+        if checkpoint.root != root:
+            raise ChainError(
+                f"the first {checkpoint.size} events are not those its signed checkpoint commits to"
+            )
+        return checkpoint
+
+
+def read_checkpoint(run_dir: Path) -> SignedCheckpoint | None:
+    """The checkpoint of a run directory, its signature unchecked; None where there is none.
+
+    Raises:
+        ChainError: the file is no checkpoint.
+        OSError: the file cannot be read.
+    """
+    path = run_dir / CHECKPOINT
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return _parse(file.read(MAX_CHECKPOINT_BYTES + 1))
+
+
+def _read_footer(file: BinaryIO) -> SignedCheckpoint:
+    at = file.tell()
+    prefix = file.read(LENGTH.size)
+    length = LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else 0
+    if not 1 <= length <= MAX_CHECKPOINT_BYTES:
+        raise ChainError("the export's footer is missing or damaged", None, at)
+    note = file.read(length + 1)
+    if len(note) != length:
+        state = "cut off" if len(note) < length else "followed by more bytes"
+        raise ChainError(f"the export's footer is {state}", None, at)
+    return _parse(note)
+
+
+def _parse(note: bytes) -> SignedCheckpoint:
+    try:
+        return parse_checkpoint(note)
+    except CheckpointError as error:
+        raise ChainError(str(error)) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise ChainError(f"{path} is not a regular file")
+    return path.open("rb")

@@ -1,0 +1,102 @@
+"""The history in words: one line for each event."""
+
+from __future__ import annotations
+
+from esper_events.events import (
+    BlueprintRegistered,
+    BreakerChanged,
+    Event,
+    Figures,
+    GateMeasured,
+    LatticeDeclared,
+    PlateauDetected,
+    Record,
+    ReplicaChanged,
+    RunEnded,
+    RunStarted,
+    TransitionApplied,
+    TransitionDecided,
+    TransitionLapsed,
+    TrialMeasured,
+)
+
+_WIDTH = 500
+
+
+def describe(record: Record) -> str:
+    """One line, without control characters, that says what happened."""
+    line = f"{record.index:>5}  {_say(record.event)}"
+    # Text in events is data from elsewhere: it must not steer the reader's terminal.
+    line = "".join(c if c.isprintable() else " " for c in line)
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def _say(event: Event) -> str:
+    match event:
+        case RunStarted():
+            return f"run {event.run} starts (Esper {event.version}, seed {event.seed})"
+        case LatticeDeclared():
+            left = f", {len(event.left_out)} modules left out" if event.left_out else ""
+            names = ", ".join(slot.id for slot in event.slots) or "none"
+            return f"lattice of {_count(len(event.slots), 'slot')}: {names}{left}"
+        case BlueprintRegistered():
+            return f"blueprint {event.name} registered as {event.blueprint[:12]}"
+        case RunEnded():
+            why = f" ({event.reason})" if event.reason else ""
+            figures = _figures(event.figures)
+            return f"step {event.step}: run {event.outcome}{why}{figures}"
+        case ReplicaChanged():
+            why = f": {event.reason}" if event.reason else ""
+            behind = _count(event.behind, "segment")
+            return f"copy of the log on {event.replica} is {event.state}, {behind} behind{why}"
+        case _:
+            return f"step {event.step}: {_say_step(event)}"
+
+
+def _say_step(
+    event: PlateauDetected
+    | TrialMeasured
+    | GateMeasured
+    | TransitionDecided
+    | TransitionApplied
+    | TransitionLapsed
+    | BreakerChanged,
+) -> str:
+    match event:
+        case PlateauDetected():
+            return f"held-out loss has stopped falling{_figures(event.figures)}"
+        case TrialMeasured():
+            return f"seed {event.seed} measured in the shadow{_figures(event.figures)}"
+        case GateMeasured():
+            outcome = "passes" if event.passed else "fails"
+            why = f": {event.reason}" if event.reason else ""
+            gate, figures = event.gate.value, _figures(event.figures)
+            return f"seed {event.seed} {outcome} the {gate} gate{why}{figures}"
+        case TransitionDecided():
+            return _say_decision(event)
+        case TransitionApplied():
+            lost = f", {_count(event.steps_lost, 'step')} lost" if event.steps_lost else ""
+            return f"decision {event.decision} applied{lost}"
+        case TransitionLapsed():
+            return f"decision {event.decision} lapsed: {event.reason}"
+        case BreakerChanged():
+            return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
+
+
+def _say_decision(event: TransitionDecided) -> str:
+    removal = f" by {event.removal}" if event.removal else ""
+    blueprint = f" ({event.blueprint[:12]})" if event.blueprint else ""
+    return (
+        f"decision {event.decision}: seed {event.seed}{blueprint} in {event.slot} goes from "
+        f"{event.source.value} to {event.target.value}{removal} at step {event.at_step}: "
+        f"{event.reason}"
+    )
+
+
+def _figures(figures: Figures) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return f" [{shown}]" if shown else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
