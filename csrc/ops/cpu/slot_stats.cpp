@@ -1,0 +1,145 @@
+#include "ops/slot_stats.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <vector>
+
+#include "ops/cpu/kernels.h"
+
+namespace esper::cpu {
+namespace {
+
+// Elements of one feature in one partial result: fixed, so that the result does not depend on
+// the thread count.
+constexpr std::int64_t kBlock = 4096;
+constexpr std::int64_t kGrainElements = 32768;
+
+struct Partials {
+  std::int64_t features;
+  std::vector<Partial> values;  // [block][feature]
+
+  Partial* at(std::int64_t block, std::int64_t feature) {
+    return values.data() + block * features + feature;
+  }
+};
+
+// Chan, Golub and LeVeque (1979): figures of two disjoint sets from those of each.
+void merge(Partial& into, const Partial& other) {
+  const double finite = into.finite + other.finite;
+  if (other.finite > 0.0) {
+    const double difference = other.mean - into.mean;
+    into.mean += difference * (other.finite / finite);
+    into.m2 += other.m2 + difference * difference * (into.finite * other.finite / finite);
+  }
+  into.finite = finite;
+  into.abs_max = std::max(into.abs_max, other.abs_max);
+  into.zeros += other.zeros;
+  into.non_finite += other.non_finite;
+}
+
+// Features lie side by side: tiles of them, a block of rows at a time.
+template <typename T>
+Partials reduce_rows(const T* x, const StatsShape& shape) {
+  const std::int64_t tiles = (shape.features + kFeatureTile - 1) / kFeatureTile;
+  const std::int64_t blocks = (shape.outer + kBlock - 1) / kBlock;
+  Partials partials{shape.features,
+                    std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
+  const auto& kernel = stats_kernels<T>();
+  const std::int64_t rows = std::min(kBlock, shape.outer);
+  const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / (rows * kFeatureTile));
+  torch::stable::parallel_for(0, tiles * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t block = task / tiles;
+      const std::int64_t first = (task % tiles) * kFeatureTile;
+      const std::int64_t row = block * kBlock;
+      kernel.rows(x + row * shape.features + first, std::min(kBlock, shape.outer - row),
+                  shape.features, std::min(kFeatureTile, shape.features - first),
+                  partials.at(block, first));
+    }
+  });
+  return partials;
+}
+
+// Each feature owns runs of adjacent elements.
+template <typename T>
+Partials reduce_runs(const T* x, const StatsShape& shape) {
+  const std::int64_t runs = std::max<std::int64_t>(1, kBlock / shape.inner);
+  const std::int64_t blocks = (shape.outer + runs - 1) / runs;
+  Partials partials{shape.features,
+                    std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
+  const auto& kernel = stats_kernels<T>();
+  const std::int64_t stride = shape.features * shape.inner;
+  const std::int64_t elements = std::min(runs, shape.outer) * shape.inner;
+  const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / elements);
+  torch::stable::parallel_for(
+      0, blocks * shape.features, grain, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t task = begin; task < end; ++task) {
+          const std::int64_t run = (task / shape.features) * runs;
+          const std::int64_t feature = task % shape.features;
+          kernel.runs(x + run * stride + feature * shape.inner, std::min(runs, shape.outer - run),
+                      stride, shape.inner, partials.at(task / shape.features, feature));
+        }
+      });
+  return partials;
+}
+
+void write(const Partial& total, double elements, double* out, std::int64_t features) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  const bool any = total.finite > 0.0;
+  out[kMean * features] = any ? total.mean : nan;
+  out[kVariance * features] = any ? total.m2 / total.finite : nan;
+  out[kAbsMax * features] = any ? total.abs_max : nan;
+  out[kZeroFraction * features] = elements > 0.0 ? total.zeros / elements : nan;
+  out[kNonFinite * features] = total.non_finite;
+}
+
+template <typename T>
+void stats(const Tensor& x, const StatsShape& shape, Tensor& out) {
+  const auto* data = static_cast<const T*>(x.const_data_ptr());
+  Partials partials{shape.features, {}};
+  if (shape.outer * shape.inner * shape.features > 0) {
+    partials = shape.inner == 1 ? reduce_rows(data, shape) : reduce_runs(data, shape);
+  }
+  const std::int64_t blocks =
+      shape.features == 0 ? 0 : static_cast<std::int64_t>(partials.values.size()) / shape.features;
+  auto* out_data = static_cast<double*>(out.mutable_data_ptr());
+  for (std::int64_t feature = 0; feature < shape.features; ++feature) {
+    Partial total;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      merge(total, *partials.at(block, feature));
+    }
+    write(total, static_cast<double>(shape.outer * shape.inner), out_data + feature,
+          shape.features);
+  }
+}
+
+Tensor slot_stats(const Tensor& x, std::int64_t axis) {
+  const StatsShape shape = check_slot_stats(x, axis);
+  const Tensor dense = torch::stable::contiguous(x);
+  const std::array<std::int64_t, 2> size = {kStatsRows, shape.features};
+  Tensor out =
+      torch::stable::new_empty(x, {size.data(), size.size()}, ScalarType::Double);
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      stats<float>(dense, shape, out);
+      break;
+    case ScalarType::BFloat16:
+      stats<bfloat16>(dense, shape, out);
+      break;
+    default:
+      stats<double>(dense, shape, out);
+  }
+  return out;
+}
+
+} // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(esper, CPU, m) {
+  m.impl("slot_stats", TORCH_BOX(&slot_stats));
+}
+
+} // namespace esper::cpu

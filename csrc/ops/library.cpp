@@ -1,0 +1,9 @@
+// The one block of operator schemas. Backends register their kernels beside it; autograd and
+// fakes are registered from Python (esper/kasmina/ops.py).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(esper, m) {
+  m.def("graft_blend(Tensor h, Tensor delta, Tensor alpha) -> Tensor");
+  m.def("graft_blend_backward(Tensor grad, Tensor delta, Tensor alpha) -> (Tensor, Tensor)");
+  m.def("slot_stats(Tensor x, int axis) -> Tensor");
+}

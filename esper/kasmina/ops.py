@@ -1,0 +1,188 @@
+"""The operators of a graft: blending a seed into its slot, and the figures of an activation.
+
+The kernels are compiled (``csrc/ops``); here stand the public functions, what the compiler of
+torch needs to know about them (fakes), and their gradients. In eager mode the gradient is a
+plain ``autograd.Function`` around the bare kernel, which costs a fraction of the generic
+registration; under ``torch.compile`` the registered operator is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina import native
+
+native.load()
+
+_blend = torch.ops.esper.graft_blend.default
+_blend_backward = torch.ops.esper.graft_blend_backward.default
+_stats = torch.ops.esper.slot_stats.default
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def graft_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+    """``h + alpha * delta``, and the very bits of ``h`` where alpha is 0.
+
+    At alpha 0 nothing of ``delta`` is read: negative zeros of ``h`` stay and NaN in ``delta``
+    does not reach the host. bfloat16 is computed in float32 and rounded once.
+
+    Gradients: ``grad`` to ``h``, ``alpha * grad`` to ``delta`` and ``sum(grad * delta)`` to
+    ``alpha`` (accumulated in float64, the same for every thread count), at alpha 0 too.
+    Differentiable any number of times.
+
+    Args:
+        h: the host's activation; float32, float64 or bfloat16, any shape and strides.
+        delta: what the seed adds; shape, dtype and device of ``h``.
+        alpha: one element of any floating dtype, on the device of ``h``.
+
+    Returns:
+        A new tensor of the shape and dtype of ``h``, laid out like ``torch.empty_like(h)``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit; the message names them.
+        NativeLibraryError: ``h`` is on a CUDA device and the CUDA library is missing.
+    """
+    if torch.compiler.is_compiling():
+        return _blend(h, delta, alpha)  # type: ignore[no-any-return]
+    if h.is_cuda:
+        native.require_cuda()
+    return _GraftBlend.apply(h, delta, alpha)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
+    """Five figures of every feature of an activation, in one pass; not differentiable.
+
+    Rows of the result: mean, variance (population) and largest absolute value of the finite
+    elements (NaN where there are none); fraction of all elements that are zero (NaN where there
+    are no elements); number of elements that are NaN or infinite. Sums are shifted by a first
+    element, accumulated in float64 block by block and merged after Chan, Golub and LeVeque
+    (1979); the result does not depend on the thread count.
+
+    Args:
+        x: float32, float64 or bfloat16, at least one dimension, any strides.
+        axis: the feature axis; negative counts from the end.
+
+    Returns:
+        float64 of shape ``[5, x.shape[axis]]`` on the device of ``x``.
+
+    Raises:
+        RuntimeError: dtype, number of dimensions or axis do not fit; the message names them.
+        NativeLibraryError: ``x`` is on a CUDA device and the CUDA library is missing.
+    """
+    if not torch.compiler.is_compiling() and x.is_cuda:
+        native.require_cuda()
+    return _stats(x.detach(), axis)  # type: ignore[no-any-return]
+
+
+class _GraftBlend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        with _BelowAutograd():
+            out = _blend(h, delta, alpha)
+        _save(ctx, delta, alpha)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return _blend_gradients(ctx, grad)
+
+
+def _setup_blend(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    _save(ctx, inputs[1], inputs[2])
+
+
+def _save(ctx: Any, delta: Tensor, alpha: Tensor) -> None:
+    # Only the gradient of alpha needs delta: without it the seed's output can be freed.
+    ctx.alpha_learns = ctx.needs_input_grad[2]
+    if ctx.alpha_learns:
+        ctx.save_for_backward(delta, alpha)
+    else:
+        ctx.save_for_backward(alpha)
+
+
+def _blend_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    to_h = grad if ctx.needs_input_grad[0] else None
+    if ctx.alpha_learns:
+        delta, alpha = ctx.saved_tensors
+        to_delta, to_alpha = _blend_backward(grad, delta, alpha)
+        return to_h, to_delta, to_alpha
+    (alpha,) = ctx.saved_tensors
+    # Without dimensions alpha takes part in no type promotion.
+    to_delta = grad * alpha.reshape(()) if ctx.needs_input_grad[1] else None
+    return to_h, to_delta, None
+
+
+def _setup_blend_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _blend_backward_gradients(
+    ctx: Any, to_delta: Tensor, to_alpha: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(alpha * grad, sum(grad * delta))`` in plain torch, so of any order."""
+    grad, delta, alpha = ctx.saved_tensors
+    scale = alpha.reshape(())
+    weight = to_alpha.reshape(())
+    through_grad = to_delta * scale + delta * weight
+    through_alpha = (to_delta.double() * grad.double()).sum().to(alpha.dtype).reshape(alpha.shape)
+    return through_grad, grad * weight, through_alpha
+
+
+@torch.library.register_fake("esper::graft_blend")
+def _fake_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+    _check("graft_blend", "h", h, "delta", delta, alpha)
+    return torch.empty_like(h)
+
+
+@torch.library.register_fake("esper::graft_blend_backward")
+def _fake_blend_backward(grad: Tensor, delta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    _check("graft_blend_backward", "delta", delta, "grad", grad, alpha)
+    return torch.empty_like(delta), torch.empty_like(alpha)
+
+
+@torch.library.register_fake("esper::slot_stats")
+def _fake_stats(x: Tensor, axis: int) -> Tensor:
+    _require(x.dtype in _DTYPES, f"slot_stats: got x of dtype {x.dtype}, wanted one of {_DTYPES}")
+    _require(
+        -x.dim() <= axis < x.dim(),
+        f"slot_stats: got axis {axis} for x of shape {list(x.shape)}, "
+        f"wanted {-x.dim()} to {x.dim() - 1}",
+    )
+    return x.new_empty((5, x.shape[axis]), dtype=torch.float64)
+
+
+def _check(op: str, name: str, model: Tensor, twin_name: str, twin: Tensor, alpha: Tensor) -> None:
+    _require(
+        model.dtype in _DTYPES,
+        f"{op}: got {name} of dtype {model.dtype}, wanted one of {_DTYPES}",
+    )
+    _require(
+        twin.shape == model.shape,
+        f"{op}: got {twin_name} of shape {list(twin.shape)}, wanted {list(model.shape)} "
+        f"(that of {name})",
+    )
+    _require(
+        twin.dtype == model.dtype,
+        f"{op}: got {twin_name} of dtype {twin.dtype}, wanted {model.dtype} (that of {name})",
+    )
+    _require(
+        alpha.numel() == 1 and alpha.is_floating_point(),
+        f"{op}: got alpha of shape {list(alpha.shape)} and dtype {alpha.dtype}, "
+        "wanted one element of a floating dtype",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise RuntimeError(f"esper::{message}")
+
+
+torch.library.register_autograd("esper::graft_blend", _blend_gradients, setup_context=_setup_blend)
+torch.library.register_autograd(
+    "esper::graft_blend_backward", _blend_backward_gradients, setup_context=_setup_blend_backward
+)
