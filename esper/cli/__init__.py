@@ -1,0 +1,1 @@
+"""The command ``esper``: one module a verb. What is slow to import is imported where it is used."""

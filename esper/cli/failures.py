@@ -1,0 +1,108 @@
+"""How a command ends: exit codes, and errors as one line instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+GOOD = 0
+VERIFICATION_FAILED = 1
+BAD_USAGE = 2
+FAILED = 3
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class UserError(click.ClickException):
+    """Something the user can mend; shown as one line, exit code 2."""
+
+    exit_code = BAD_USAGE
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line on standard error."""
+        say(self.message)
+
+
+class RunFailedError(UserError):
+    """Something outside the command's reach failed (a disk, a server); exit code 3."""
+
+    exit_code = FAILED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as well as Ctrl-C does: with its log closed."""
+
+
+def say(message: str) -> None:
+    """One line on standard error, without what could steer a terminal."""
+    line = "".join(c if c.isprintable() else " " for c in message)
+    click.echo(f"esper: {line}", err=True)
+
+
+def run(command: click.Command, arguments: list[str] | None = None) -> int:
+    """Run a command to its exit code; nothing escapes but what the interpreter itself raises."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = command.main(args=arguments, prog_name="esper", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else GOOD
+    except click.exceptions.Abort as abort:
+        return _interrupted(abort)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        return _closed_pipe()
+    except SystemExit as done:  # click's own answer to a closed pipe
+        return done.code if isinstance(done.code, int) else FAILED
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _interrupted(abort: click.exceptions.Abort) -> int:
+    if isinstance(abort.__cause__, Terminated):
+        say("terminated")
+        return TERMINATED
+    say("interrupted")
+    return INTERRUPTED
+
+
+def _closed_pipe() -> int:
+    """The reader (``| head``) has what it wanted; keep the interpreter's last flush quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return GOOD
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("ESPER_DEBUG") == "1":
+        traceback.print_exc()
+        return FAILED
+    report = _report(error)
+    first = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+    where = f"full report in {report}" if report else "ESPER_DEBUG=1 shows the full report"
+    say(f"unexpected error, {what} ({where})")
+    return FAILED
+
+
+def _report(error: Exception) -> str | None:
+    """The traceback in a file only its user can read; None where none can be written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        handle, path = tempfile.mkstemp(prefix="esper-report-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"command: {' '.join(sys.argv)}\npython: {sys.version}\n\n{text}")
+    except OSError:
+        return None
+    return path

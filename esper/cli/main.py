@@ -1,0 +1,66 @@
+"""The command ``esper`` itself."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from esper.cli.export_log import export_log
+from esper.cli.failures import run
+from esper.cli.repair import repair
+from esper.cli.show import show
+from esper.cli.train import train
+from esper.cli.verify import verify
+
+_EPILOG = """\b
+Example:
+  esper train examples/digits.toml
+Exit codes: 0 good, 1 verification failed, 2 bad usage or input,
+3 the run failed, 130 interrupted.
+"""
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        click.echo(f"esper {metadata.version('esper-morph')}")
+    except metadata.PackageNotFoundError:
+        click.echo("esper (not installed)")
+    context.exit()
+
+
+class _Verbs(click.Group):
+    """Lists its verbs in the order in which a person comes to need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Verbs, epilog=_EPILOG, context_settings={"max_content_width": 80})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def esper() -> None:
+    """Grow a PyTorch model while it trains, keep what earns its place, and prove it."""
+
+
+for _verb in (train, verify, show, repair, export_log):
+    esper.add_command(_verb)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(esper))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A run's history for people: one line for each thing that changed the model or was judged.
+
+Where ``esper_events.words`` describes every event by itself, a story remembers: a decision and
+its application become one line, and blueprints have names.
+"""
+
+from __future__ import annotations
+
+from esper_events.events import (
+    BlueprintRegistered,
+    BreakerChanged,
+    Event,
+    GateMeasured,
+    LatticeDeclared,
+    PlateauDetected,
+    Record,
+    ReplicaChanged,
+    RunEnded,
+    RunStarted,
+    TransitionApplied,
+    TransitionDecided,
+    TransitionLapsed,
+)
+from esper_events.stages import Gate
+
+_TOLD_GATES = frozenset({Gate.SHADOW, Gate.FORK})
+"""Gates whose figures a person wants; the others show in the transition that they allow."""
+
+
+class Story:
+    """Tells records in the order of the log."""
+
+    def __init__(self) -> None:
+        self._blueprints: dict[str, str] = {}
+        self._decisions: dict[int, TransitionDecided] = {}
+        self._names: dict[int, str] = {}
+
+    def tell(self, record: Record) -> str | None:
+        """The line for a record, without control characters; None where there is none."""
+        told = self._tell(record.event)
+        if told is None:
+            return None
+        step, text = told
+        place = "" if step is None else f"step {step}"
+        # Text in events is data from elsewhere: it must not steer the reader's terminal.
+        return "".join(c if c.isprintable() else " " for c in f"{place:<10} {text}")[:500]
+
+    def _tell(self, event: Event) -> tuple[int | None, str] | None:
+        match event:
+            case RunStarted():
+                return None, f"run {event.run} starts, seed {event.seed}"
+            case LatticeDeclared():
+                slots = ", ".join(slot.id for slot in event.slots) or "none"
+                return None, f"{len(event.slots)} places to grow: {slots}"
+            case BlueprintRegistered():
+                self._blueprints[event.blueprint] = event.name
+                return None
+            case PlateauDetected():
+                return event.step, f"held-out loss has stopped falling{_figures(event.figures)}"
+            case GateMeasured() if event.gate in _TOLD_GATES:
+                return event.step, self._gate(event)
+            case TransitionDecided():
+                self._decided(event)
+                return None
+            case TransitionApplied():
+                return event.step, self._applied(event)
+            case TransitionLapsed():
+                return event.step, self._lapsed(event)
+            case BreakerChanged():
+                return event.step, f"circuit breaker {event.breaker} {event.state}: {event.reason}"
+            case ReplicaChanged():
+                return None, _replica(event)
+            case RunEnded():
+                return event.step, _ended(event)
+            case _:
+                return None
+
+    def _decided(self, event: TransitionDecided) -> None:
+        self._decisions[event.decision] = event
+        name = self._blueprints.get(event.blueprint, event.blueprint[:12])
+        self._names[event.seed] = f"seed {event.seed} ({name} in {event.slot})"
+
+    def _seed(self, seed: int) -> str:
+        return self._names.get(seed, f"seed {seed}")
+
+    def _applied(self, event: TransitionApplied) -> str:
+        decided = self._decisions.pop(event.decision, None)
+        if decided is None:
+            return f"decision {event.decision} applied"
+        removal = f" by {decided.removal}" if decided.removal else ""
+        lost = f", {event.steps_lost} steps lost" if event.steps_lost else ""
+        why = f": {decided.reason}" if decided.reason else ""
+        return (
+            f"{self._seed(decided.seed)} {decided.source.value} -> "
+            f"{decided.target.value}{removal}{lost}{why}"
+        )
+
+    def _lapsed(self, event: TransitionLapsed) -> str:
+        decided = self._decisions.pop(event.decision, None)
+        what = f"decision {event.decision}"
+        if decided is not None:
+            what = f"{self._seed(decided.seed)} stays {decided.source.value}, the change"
+        return f"{what} lapsed: {event.reason}"
+
+    def _gate(self, event: GateMeasured) -> str:
+        verdict = "passes" if event.passed else "fails"
+        why = f": {event.reason}" if event.reason else ""
+        seed, figures = self._seed(event.seed), _figures(event.figures)
+        return f"{seed} {verdict} the {event.gate.value} gate{why}{figures}"
+
+
+def _replica(event: ReplicaChanged) -> str:
+    if event.state == "level":
+        return f"the copy of the log on {event.replica} is whole"
+    why = f": {event.reason}" if event.reason else ""
+    return f"the copy of the log on {event.replica} lags by {event.behind} segments{why}"
+
+
+def _ended(event: RunEnded) -> str:
+    why = f" ({event.reason})" if event.reason else ""
+    return f"run {event.outcome}{why}{_figures(event.figures)}"
+
+
+def _figures(figures: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return f" [{shown}]" if shown else ""

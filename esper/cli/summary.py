@@ -1,0 +1,68 @@
+"""The end of a training: what was gained, where the log is, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from esper.tolaria.observer import Outcome
+
+
+def as_dict(outcome: Outcome) -> dict[str, Any]:
+    """The object that ``--json`` prints; accuracies in percent."""
+    return msgspec.structs.asdict(outcome)
+
+
+def print_summary(outcome: Outcome, console: Console | None = None) -> None:
+    """The table of the three models and the next commands, on standard output."""
+    console = console or Console(highlight=False)
+    console.print()
+    console.print(_table(outcome))
+    for line in _verdict(outcome):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print()
+    console.print(
+        f"log: {outcome.run_dir} ({outcome.events} events in {outcome.segments} segments, "
+        f"head {outcome.head[:16]})",
+        markup=False,
+        soft_wrap=True,
+    )
+    for command in _next(outcome):
+        console.print(f"next: {command}", markup=False, soft_wrap=True)
+
+
+def _table(outcome: Outcome) -> Table:
+    table = Table("model", show_edge=False, pad_edge=False)
+    for column in ("parameters", "steps", "test accuracy"):
+        table.add_column(column, justify="right")
+    rows = (
+        ("host alone", outcome.control_parameters, outcome.control_accuracy),
+        ("grown", outcome.parameters, outcome.test_accuracy),
+        ("grown shape from the start", outcome.static_parameters, outcome.static_accuracy),
+    )
+    for name, parameters, accuracy in rows:
+        table.add_row(name, f"{parameters:,}", f"{outcome.steps:,}", f"{accuracy:.2f} %")
+    return table
+
+
+def _verdict(outcome: Outcome) -> list[str]:
+    if outcome.parameters == outcome.control_parameters:
+        return ["Nothing that was tried earned its place: the model kept its shape."]
+    gain = outcome.test_accuracy - outcome.control_accuracy
+    against = outcome.test_accuracy - outcome.static_accuracy
+    return [
+        f"Growing changed the test accuracy by {gain:+.2f} points against the host alone, "
+        f"{against:+.2f} against the same shape from the start."
+    ]
+
+
+def _next(outcome: Outcome) -> list[str]:
+    directory = shlex.quote(outcome.run_dir)
+    commands = [f"esper show {directory}", f"esper verify {directory}"]
+    if outcome.behind:
+        commands.append(f"esper repair {directory}   (the server lacks {outcome.behind} segments)")
+    return commands

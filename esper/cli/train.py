@@ -1,0 +1,98 @@
+"""``esper train``: train a model that grows, on the record."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from esper.cli.failures import RunFailedError, UserError
+
+if TYPE_CHECKING:
+    from esper.tolaria.config import Config
+    from esper.tolaria.observer import Outcome
+
+
+@click.command(
+    short_help="Train a model and let it grow.",
+    epilog="Example:  esper train examples/digits.toml --run-dir runs/digits",
+)
+@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path))
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the run is kept; must not hold one yet. Default: runs/NAME-TIME.",
+)
+@click.option("--nats", metavar="URL", help="A NATS server of your own. Default: a private one.")
+@click.option("--seed", type=int, metavar="N", help="Use this seed in place of the config's.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
+def train(
+    config_file: Path, run_dir: Path | None, nats: str | None, seed: int | None, as_json: bool
+) -> None:
+    """Train the model of CONFIG.toml and let it grow where it is held back.
+
+    Then train, for comparison, the host alone and the grown shape from the start. Every change
+    is signed and kept in the run's directory. Ctrl-C ends the run and closes its log.
+    """
+    config = _config(config_file, nats, seed)
+    directory = _fresh(run_dir or _default_directory(config_file))
+    outcome = _train(config, directory, nats, as_json)
+    from esper.cli.summary import as_dict, print_summary
+
+    if as_json:
+        click.echo(json.dumps(as_dict(outcome)))
+    else:
+        print_summary(outcome)
+
+
+def _config(path: Path, nats: str | None, seed: int | None) -> Config:
+    from esper.tolaria.config import ConfigError, check_nats_url, read, with_seed
+
+    try:
+        if nats is not None:
+            check_nats_url(nats, "--nats")
+        return with_seed(read(path), seed)
+    except ConfigError as error:
+        raise UserError(str(error)) from error
+
+
+def _default_directory(config_file: Path) -> Path:
+    stem = f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory, number = Path("runs") / stem, 1
+    while directory.exists():
+        number += 1
+        directory = Path("runs") / f"{stem}-{number}"
+    return directory
+
+
+def _fresh(directory: Path) -> Path:
+    """The directory, if a run can be kept in it: asked before anything slow is loaded."""
+    if (directory / "journal").exists():
+        raise UserError(f"{directory} holds a run already: choose another --run-dir")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {directory}: cannot be made ({error.strerror})") from error
+    return directory
+
+
+def _train(config: Config, directory: Path, nats: str | None, as_json: bool) -> Outcome:
+    from esper.cli.view import watching
+
+    with watching(to_stderr=as_json) as view:
+        from esper.log.errors import LogError
+        from esper.tolaria import trainer
+        from esper.tolaria.config import ConfigError
+
+        try:
+            return trainer.train(
+                config, run_dir=directory, nats=nats, seed=config.run.seed, observer=view
+            )
+        except ConfigError as error:
+            raise UserError(str(error)) from error
+        except LogError as error:
+            raise RunFailedError(f"the log of {directory} failed: {error}") from error

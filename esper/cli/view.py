@@ -1,0 +1,141 @@
+"""What a person sees while a run trains: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from esper_events.events import Record
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from esper.cli.story import Story
+from esper.tolaria.observer import Observer, Part, SeedRow
+
+_SEED_ROWS = 8
+_STYLES = {"training": "cyan", "grafting": "yellow", "fossilized": "green", "culled": "red"}
+
+
+@contextmanager
+def watching(to_stderr: bool) -> Iterator[Observer]:
+    """The observer that fits where output goes; nothing is left drawing when the block ends."""
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield PlainView(console)
+        return
+    view = LiveView(console)
+    with view.live:
+        yield view
+
+
+class PlainView:
+    """Lines for a file or a pipe: each thing that happens, and progress at every tenth."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._story = Story()
+        self._told = 0
+
+    def part(self, name: Part, steps: int) -> None:
+        """A line for the training that begins."""
+        self._told = 0
+        self._line(f"== {name}: {steps} steps")
+
+    def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
+        """A line at every tenth of the way."""
+        tenth = step * 10 // max(steps, 1)
+        if tenth > self._told:
+            self._told = tenth
+            self._line(f"{f'step {step}':<10} {_figures(loss, accuracy)}")
+
+    def event(self, record: Record) -> None:
+        """A line for what changed the model or was judged."""
+        line = self._story.tell(record)
+        if line is not None:
+            self._line(line)
+
+    def seeds(self, rows: Sequence[SeedRow]) -> None:
+        """Nothing: the transitions say it."""
+
+    def _line(self, text: str) -> None:
+        print(text, file=self._console.file, flush=True)
+
+
+class LiveView:
+    """Progress bars, loss and accuracy, the seeds in their slots; events scroll above them.
+
+    The training thread only stores what it is told; drawing happens on rich's thread.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._story = Story()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("loading torch", total=None, figures="")
+        self._rows: tuple[SeedRow, ...] = ()
+        self.live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=5, transient=False
+        )
+
+    def part(self, name: Part, steps: int) -> None:
+        """A bar for the training that begins."""
+        if self._progress.tasks[-1].total is None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(name, total=steps, figures="")
+
+    def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
+        """Move the bar."""
+        self._progress.update(
+            self._task, completed=step, total=steps, figures=_figures(loss, accuracy)
+        )
+
+    def event(self, record: Record) -> None:
+        """A line above the bars for what changed the model or was judged."""
+        line = self._story.tell(record)
+        if line is not None:
+            self._console.print(Text(line), soft_wrap=False)
+
+    def seeds(self, rows: Sequence[SeedRow]) -> None:
+        """The table of seeds, the latest at its end."""
+        self._rows = tuple(rows)
+
+    def _draw(self) -> RenderableType:
+        rows = self._rows
+        return Group(self._progress, *([seed_table(rows)] if rows else []))
+
+
+def seed_table(rows: Sequence[SeedRow]) -> Table:
+    """The newest seeds, one row each; says how many older ones it leaves out."""
+    older = len(rows) - _SEED_ROWS
+    table = Table("seed", "slot", "blueprint", "stage", show_edge=False, pad_edge=False)
+    for column in ("alpha", "parameters", "gain"):
+        table.add_column(column, justify="right")
+    for row in rows[-_SEED_ROWS:]:
+        table.add_row(
+            str(row.seed),
+            Text(row.slot),
+            Text(row.blueprint),
+            Text(row.stage.value, style=_STYLES.get(row.stage.value, "")),
+            f"{row.alpha:.2f}",
+            f"{row.parameters:,}",
+            "" if row.gain is None else f"{100 * row.gain:+.1f} %",
+        )
+    if older > 0:
+        table.caption = f"and {older} older"
+    return table
+
+
+def _figures(loss: float, accuracy: float | None) -> str:
+    seen = "" if accuracy is None else f"  held-out {accuracy:.1f} %"
+    return f"loss {loss:.4f}{seen}"
