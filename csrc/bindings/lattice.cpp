@@ -14,8 +14,8 @@ namespace {
 Stage checked_stage(int position) {
   if (position < 0 || position >= static_cast<int>(kStageCount)) {
     throw py::value_error("SlotTable: got stage " + std::to_string(position) +
-                          ", wanted a position in STAGES (0 to " +
-                          std::to_string(kStageCount - 1) + ")");
+                          ", wanted a position in STAGES (0 to " + std::to_string(kStageCount - 1) +
+                          ")");
   }
   return static_cast<Stage>(position);
 }
@@ -37,7 +37,7 @@ py::tuple transitions() {
   return pairs;
 }
 
-} // namespace
+}  // namespace
 
 PYBIND11_MODULE(_lattice, m) {
   m.doc() = "Slot table and alpha schedules of a lattice.";
@@ -47,9 +47,8 @@ PYBIND11_MODULE(_lattice, m) {
   m.attr("TRANSITIONS") = transitions();
 
   py::class_<AlphaSchedule>(m, "AlphaSchedule")
-      .def(py::init<std::int64_t, std::optional<double>, std::optional<double>>(),
-           py::arg("steps"), py::arg("midpoint") = py::none(),
-           py::arg("temperature") = py::none())
+      .def(py::init<std::int64_t, std::optional<double>, std::optional<double>>(), py::arg("steps"),
+           py::arg("midpoint") = py::none(), py::arg("temperature") = py::none())
       .def("value", &AlphaSchedule::value, py::arg("t"))
       .def_property_readonly("steps", &AlphaSchedule::steps)
       .def_property_readonly("midpoint", &AlphaSchedule::midpoint)

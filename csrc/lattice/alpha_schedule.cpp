@@ -23,7 +23,7 @@ void require(bool holds, const std::string& message) {
   }
 }
 
-} // namespace
+}  // namespace
 
 AlphaSchedule::AlphaSchedule(std::int64_t steps,
                              std::optional<double> midpoint,
@@ -57,4 +57,4 @@ double AlphaSchedule::value(std::int64_t t) const {
   return std::clamp((raw - low_) / span_, 0.0, 1.0);
 }
 
-} // namespace esper::lattice
+}  // namespace esper::lattice

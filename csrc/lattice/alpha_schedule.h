@@ -32,4 +32,4 @@ class AlphaSchedule {
   double span_;
 };
 
-} // namespace esper::lattice
+}  // namespace esper::lattice

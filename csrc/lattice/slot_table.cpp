@@ -9,7 +9,7 @@ std::string quoted(Stage stage) {
   return "'" + std::string(name(stage)) + "'";
 }
 
-} // namespace
+}  // namespace
 
 void SlotTable::add_seed(std::int64_t seed, std::string slot) {
   const auto [place, fresh] = seeds_.try_emplace(seed);
@@ -89,4 +89,4 @@ const SlotTable::Seed& SlotTable::find(std::int64_t seed) const {
   return place->second;
 }
 
-} // namespace esper::lattice
+}  // namespace esper::lattice

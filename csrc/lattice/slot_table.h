@@ -64,4 +64,4 @@ class SlotTable {
   std::map<std::int64_t, Seed> seeds_;
 };
 
-} // namespace esper::lattice
+}  // namespace esper::lattice

@@ -59,4 +59,4 @@ constexpr std::string_view name(Stage stage) {
   return kStageNames[static_cast<std::size_t>(stage)];
 }
 
-} // namespace esper::lattice
+}  // namespace esper::lattice

@@ -38,4 +38,4 @@ inline void check_graft_blend_backward(const Tensor& grad,
   check_alpha(op, alpha, delta);
 }
 
-} // namespace esper
+}  // namespace esper

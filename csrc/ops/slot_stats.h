@@ -34,4 +34,4 @@ inline StatsShape check_slot_stats(const Tensor& x, std::int64_t axis) {
   return shape;
 }
 
-} // namespace esper
+}  // namespace esper

@@ -74,4 +74,4 @@ inline void check_twin(const char* op,
   }
 }
 
-} // namespace esper
+}  // namespace esper

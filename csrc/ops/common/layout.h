@@ -33,4 +33,4 @@ inline torch::stable::Tensor in_layout_of(const torch::stable::Tensor& t,
   return copy;
 }
 
-} // namespace esper
+}  // namespace esper

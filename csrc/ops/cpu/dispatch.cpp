@@ -24,7 +24,8 @@ const KernelTable& choose() {
   const Candidate candidates[] = {
 #ifdef ESPER_X86
       {&kTable_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+                           __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512vl")},
       {&kTable_avx2, static_cast<bool>(__builtin_cpu_supports("avx2"))},
 #endif
       {&kTable_baseline, true},
@@ -41,14 +42,14 @@ const KernelTable& choose() {
                            "unset it to take the best");
 }
 
-} // namespace
+}  // namespace
 
 const KernelTable& kernels() {
   static const KernelTable& table = choose();
   return table;
 }
 
-} // namespace esper::cpu
+}  // namespace esper::cpu
 
 // For records of the platform and for tests; read through ctypes.
 extern "C" __attribute__((visibility("default"))) const char* esper_cpu_isa() {

@@ -138,11 +138,11 @@ std::tuple<Tensor, Tensor> graft_blend_backward(const Tensor& grad,
   return {grad_delta, grad_alpha};
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(esper, CPU, m) {
   m.impl("graft_blend", TORCH_BOX(&graft_blend));
   m.impl("graft_blend_backward", TORCH_BOX(&graft_blend_backward));
 }
 
-} // namespace esper::cpu
+}  // namespace esper::cpu

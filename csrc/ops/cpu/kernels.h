@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "ops/common/partial.h"
+
 namespace esper::cpu {
 
 // Raw bits of a bfloat16, so that this header needs no torch header.
@@ -22,27 +24,16 @@ struct BlendKernels {
   double (*backward)(const T* grad, const T* delta, double alpha, T* grad_delta, std::int64_t n);
 };
 
-// Figures of some elements of one feature; `m2` is the sum of squared differences from `mean`.
-// `mean`, `m2` and `abs_max` are over the finite elements.
-struct Partial {
-  double finite = 0.0;
-  double mean = 0.0;
-  double m2 = 0.0;
-  double abs_max = 0.0;
-  double zeros = 0.0;
-  double non_finite = 0.0;
-};
-
 inline constexpr std::int64_t kFeatureTile = 16;
 
 template <typename T>
 struct StatsKernels {
   // `rows` rows of `width` adjacent features (at most kFeatureTile), `stride` elements apart.
-  void (*rows)(const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
-               Partial* out);
+  void (*rows)(
+      const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width, Partial* out);
   // One feature: `count` runs of `length` adjacent elements, `stride` elements apart.
-  void (*runs)(const T* x, std::int64_t count, std::int64_t stride, std::int64_t length,
-               Partial* out);
+  void (*runs)(
+      const T* x, std::int64_t count, std::int64_t stride, std::int64_t length, Partial* out);
 };
 
 struct KernelTable {
@@ -89,4 +80,4 @@ inline const StatsKernels<bfloat16>& stats_kernels<bfloat16>() {
   return kernels().stats_bf16;
 }
 
-} // namespace esper::cpu
+}  // namespace esper::cpu

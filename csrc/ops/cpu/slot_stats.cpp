@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <vector>
 
+#include "ops/common/merge.h"
 #include "ops/cpu/kernels.h"
 
 namespace esper::cpu {
@@ -26,20 +26,6 @@ struct Partials {
     return values.data() + block * features + feature;
   }
 };
-
-// Chan, Golub and LeVeque (1979): figures of two disjoint sets from those of each.
-void merge(Partial& into, const Partial& other) {
-  const double finite = into.finite + other.finite;
-  if (other.finite > 0.0) {
-    const double difference = other.mean - into.mean;
-    into.mean += difference * (other.finite / finite);
-    into.m2 += other.m2 + difference * difference * (into.finite * other.finite / finite);
-  }
-  into.finite = finite;
-  into.abs_max = std::max(into.abs_max, other.abs_max);
-  into.zeros += other.zeros;
-  into.non_finite += other.non_finite;
-}
 
 // Features lie side by side: tiles of them, a block of rows at a time.
 template <typename T>
@@ -87,16 +73,6 @@ Partials reduce_runs(const T* x, const StatsShape& shape) {
   return partials;
 }
 
-void write(const Partial& total, double elements, double* out, std::int64_t features) {
-  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-  const bool any = total.finite > 0.0;
-  out[kMean * features] = any ? total.mean : nan;
-  out[kVariance * features] = any ? total.m2 / total.finite : nan;
-  out[kAbsMax * features] = any ? total.abs_max : nan;
-  out[kZeroFraction * features] = elements > 0.0 ? total.zeros / elements : nan;
-  out[kNonFinite * features] = total.non_finite;
-}
-
 template <typename T>
 void stats(const Tensor& x, const StatsShape& shape, Tensor& out) {
   const auto* data = static_cast<const T*>(x.const_data_ptr());
@@ -108,12 +84,11 @@ void stats(const Tensor& x, const StatsShape& shape, Tensor& out) {
       shape.features == 0 ? 0 : static_cast<std::int64_t>(partials.values.size()) / shape.features;
   auto* out_data = static_cast<double*>(out.mutable_data_ptr());
   for (std::int64_t feature = 0; feature < shape.features; ++feature) {
-    Partial total;
+    Partial total{};
     for (std::int64_t block = 0; block < blocks; ++block) {
       merge(total, *partials.at(block, feature));
     }
-    write(total, static_cast<double>(shape.outer * shape.inner), out_data + feature,
-          shape.features);
+    write_stats(total, shape.outer * shape.inner, out_data + feature, shape.features);
   }
 }
 
@@ -121,8 +96,7 @@ Tensor slot_stats(const Tensor& x, std::int64_t axis) {
   const StatsShape shape = check_slot_stats(x, axis);
   const Tensor dense = torch::stable::contiguous(x);
   const std::array<std::int64_t, 2> size = {kStatsRows, shape.features};
-  Tensor out =
-      torch::stable::new_empty(x, {size.data(), size.size()}, ScalarType::Double);
+  Tensor out = torch::stable::new_empty(x, {size.data(), size.size()}, ScalarType::Double);
   switch (x.scalar_type()) {
     case ScalarType::Float:
       stats<float>(dense, shape, out);
@@ -136,10 +110,10 @@ Tensor slot_stats(const Tensor& x, std::int64_t axis) {
   return out;
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(esper, CPU, m) {
   m.impl("slot_stats", TORCH_BOX(&slot_stats));
 }
 
-} // namespace esper::cpu
+}  // namespace esper::cpu

@@ -50,4 +50,4 @@ double blend_backward(const T* __restrict__ grad,
   return sums[0];
 }
 
-} // namespace
+}  // namespace

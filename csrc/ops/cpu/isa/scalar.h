@@ -41,4 +41,4 @@ inline void store(bfloat16* p, float value) {
   p->bits = static_cast<std::uint16_t>(nan ? 0x7fc0u : rounded);
 }
 
-} // namespace
+}  // namespace

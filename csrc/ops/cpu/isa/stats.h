@@ -8,8 +8,8 @@
 
 namespace {
 
+using esper::Partial;
 using esper::cpu::kFeatureTile;
-using esper::cpu::Partial;
 
 constexpr double kMaxDouble = 1.7976931348623157e308;
 constexpr std::int64_t kLanes = kFeatureTile;
@@ -41,7 +41,7 @@ inline void add(Lanes& lanes, const T* x, std::int64_t width) {
 }
 
 inline Partial finish(const Lanes& lanes, std::int64_t i, std::int64_t elements) {
-  Partial out;
+  Partial out{};
   out.finite = lanes.finite[i];
   out.zeros = lanes.zeros[i];
   out.non_finite = static_cast<double>(elements) - lanes.finite[i];
@@ -68,11 +68,8 @@ inline double first_finite(const T* x, std::int64_t count, std::int64_t stride) 
 }
 
 template <typename T>
-void stats_rows(const T* x,
-                std::int64_t rows,
-                std::int64_t stride,
-                std::int64_t width,
-                Partial* out) {
+void stats_rows(
+    const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width, Partial* out) {
   Lanes lanes;
   for (std::int64_t i = 0; i < width; ++i) {
     lanes.shift[i] = first_finite(x + i, rows, stride);
@@ -92,11 +89,8 @@ void stats_rows(const T* x,
 }
 
 template <typename T>
-void stats_runs(const T* x,
-                std::int64_t count,
-                std::int64_t stride,
-                std::int64_t length,
-                Partial* out) {
+void stats_runs(
+    const T* x, std::int64_t count, std::int64_t stride, std::int64_t length, Partial* out) {
   double shift = 0.0;
   for (std::int64_t run = 0; run < count && shift == 0.0; ++run) {
     shift = first_finite(x + run * stride, length, 1);
@@ -127,4 +121,4 @@ void stats_runs(const T* x,
   *out = finish(lanes, 0, count * length);
 }
 
-} // namespace
+}  // namespace

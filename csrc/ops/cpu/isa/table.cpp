@@ -21,4 +21,4 @@ const KernelTable ESPER_JOIN(kTable_, ESPER_ISA) = {
     {stats_rows<bfloat16>, stats_runs<bfloat16>},
 };
 
-} // namespace esper::cpu
+}  // namespace esper::cpu

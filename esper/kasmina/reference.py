@@ -1,0 +1,49 @@
+"""The operators in plain torch and float64: what the compiled ones are tested against.
+
+Written for clarity; nothing in the library calls them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def graft_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+    """``h`` where alpha is 0, otherwise ``h + alpha * delta``; float64, of the shape of ``h``."""
+    scale = alpha.double().reshape(())
+    return h.double() if scale == 0 else h.double() + scale * delta.double()
+
+
+def graft_blend_backward(grad: Tensor, delta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to ``delta`` and ``alpha``; float64, of the shapes of ``delta`` and ``alpha``."""
+    to_delta = alpha.double().reshape(()) * grad.double()
+    to_alpha = (grad.double() * delta.double()).sum().reshape(alpha.shape)
+    return to_delta, to_alpha
+
+
+def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
+    """Mean, population variance, largest absolute value, zero fraction, non-finite count.
+
+    Float64 of shape ``[5, x.shape[axis]]``; the first three over the finite elements of each
+    feature and NaN where it has none, the fourth NaN where it has no elements.
+    """
+    features = x.double().movedim(axis, 0).flatten(1) if x.dim() > 1 else x.double()[:, None]
+    return torch.stack([_column(row) for row in features], dim=1) if len(features) else _no_column(x)
+
+
+def _column(values: Tensor) -> Tensor:
+    finite = values[values.isfinite()]
+    nan = float("nan")
+    mean = variance = largest = nan
+    if len(finite):
+        mean = float(finite.mean())
+        variance = float((finite - mean).square().mean())
+        largest = float(finite.abs().max())
+    zeros = float((values == 0).double().mean()) if len(values) else nan
+    non_finite = float(len(values) - len(finite))
+    return values.new_tensor([mean, variance, largest, zeros, non_finite])
+
+
+def _no_column(x: Tensor) -> Tensor:
+    return x.new_empty((5, 0), dtype=torch.float64)

@@ -1,0 +1,98 @@
+"""The operators under autograd, functional transforms and torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from esper.kasmina import ops
+
+
+def leaf(*size: int) -> Tensor:
+    return torch.randn(*size, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("blend", [ops.graft_blend, torch.ops.esper.graft_blend])
+def test_gradients_of_first_and_second_order(blend: object) -> None:
+    assert callable(blend)
+    for value in (0.3, 1.0):
+        alpha = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+        assert gradcheck(blend, (leaf(3, 4), leaf(3, 4), alpha))
+        assert gradgradcheck(blend, (leaf(3, 4), leaf(3, 4), alpha))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_gradients_with_a_fixed_alpha(value: float) -> None:
+    alpha = torch.tensor(value)
+    assert gradcheck(lambda h, d: ops.graft_blend(h, d, alpha), (leaf(3, 4), leaf(3, 4)))
+    assert gradgradcheck(lambda h, d: ops.graft_blend(h, d, alpha), (leaf(3, 4), leaf(3, 4)))
+
+
+def test_backward_operator_is_differentiable() -> None:
+    alpha = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    backward = torch.ops.esper.graft_blend_backward
+    assert gradcheck(backward, (leaf(3, 4), leaf(3, 4), alpha))
+    assert gradgradcheck(backward, (leaf(3, 4), leaf(3, 4), alpha))
+
+
+def test_only_an_alpha_that_learns_keeps_delta_alive() -> None:
+    out = ops.graft_blend(leaf(3), leaf(3), torch.ones(1))
+    assert len(out.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(dtype: torch.dtype) -> None:
+    for requires_grad in (False, True):
+        h = torch.randn(4, 6, dtype=dtype, requires_grad=requires_grad)
+        delta = torch.randn(6, 4, dtype=dtype).t().requires_grad_(requires_grad)
+        alpha = torch.tensor([0.5], dtype=dtype, requires_grad=requires_grad)
+        torch.library.opcheck(torch.ops.esper.graft_blend.default, (h, delta, alpha))
+        torch.library.opcheck(torch.ops.esper.graft_blend_backward.default, (h, delta, alpha))
+    for axis in (0, -1):
+        x = torch.randn(4, 6, 5, dtype=dtype).transpose(0, 1)
+        torch.library.opcheck(torch.ops.esper.slot_stats.default, (x, axis))
+
+
+def test_compiles_without_a_graph_break_and_without_recompiling_for_alpha() -> None:
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    def step(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        return ops.graft_blend(h, delta, alpha).tanh() + ops.slot_stats(h, 1)[0].sum()
+
+    h, delta = leaf(4, 6), leaf(4, 6)
+    compiled = torch.compile(step, fullgraph=True, backend=count)
+    for value in (0.0, 0.25, 1.0):
+        alpha = torch.tensor([value], dtype=torch.float64)
+        torch.testing.assert_close(compiled(h, delta, alpha), step(h, delta, alpha))
+    assert graphs == 1
+
+
+def test_compiled_gradients_equal_eager_ones() -> None:
+    inputs = [leaf(4, 6), leaf(4, 6), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)]
+
+    def loss(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        return ops.graft_blend(h.sin(), delta, alpha).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    eager = torch.autograd.grad(loss(*inputs), inputs)
+    for wanted, got in zip(eager, torch.autograd.grad(compiled(*inputs), inputs), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_inductor_compiles_forward_and_backward() -> None:
+    h, delta = leaf(4, 6), leaf(4, 6)
+    alpha = torch.tensor([0.3], dtype=torch.float64)
+    compiled = torch.compile(ops.graft_blend, fullgraph=True)
+    got = torch.autograd.grad(compiled(h, delta, alpha).sum(), delta)[0]
+    torch.testing.assert_close(got, torch.full_like(delta, 0.3))
+
+
+def test_no_gradient_flows_through_statistics() -> None:
+    assert not ops.slot_stats(leaf(3, 4)).requires_grad
