@@ -18,10 +18,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
-_CONVOLUTIONS: dict[str, type[nn.Conv1d] | type[nn.Conv2d]] = {
-    "signal": nn.Conv1d,
-    "grid": nn.Conv2d,
-}
+_CONVOLUTIONS: dict[str, type[nn.Conv1d | nn.Conv2d]] = {"signal": nn.Conv1d, "grid": nn.Conv2d}
 _POOLS: dict[tuple[str, str], type[nn.Module]] = {
     ("average", "signal"): nn.AvgPool1d,
     ("average", "grid"): nn.AvgPool2d,
@@ -73,7 +70,7 @@ class Reinterpret(nn.Module):
         self.back = to == "features"
         lonely = value.kind == "features" and len(value.shape) == 1
         side = math.isqrt(value.width)
-        self.view = ((1, side, side) if to == "grid" else (1, -1)) if lonely else None
+        self.view = ((1, side, side) if to == "grid" else (1, value.width)) if lonely else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Features to a signal or grid, or a signal or grid to features."""

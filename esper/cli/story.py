@@ -56,7 +56,7 @@ class Story:
                 self._blueprints[event.blueprint] = event.name
                 return None
             case PlateauDetected():
-                return event.step, f"held-out loss has stopped falling{_figures(event.figures)}"
+                return (event.step, f"held-out loss has stopped falling{_figures(event.figures)}")
             case GateMeasured() if event.gate in _TOLD_GATES:
                 return event.step, self._gate(event)
             case TransitionDecided():
@@ -67,7 +67,10 @@ class Story:
             case TransitionLapsed():
                 return event.step, self._lapsed(event)
             case BreakerChanged():
-                return event.step, f"circuit breaker {event.breaker} {event.state}: {event.reason}"
+                return (
+                    event.step,
+                    f"circuit breaker {event.breaker} {event.state}: {event.reason}",
+                )
             case ReplicaChanged():
                 return None, _replica(event)
             case RunEnded():

@@ -55,8 +55,10 @@ def _verdict(outcome: Outcome) -> list[str]:
     gain = outcome.test_accuracy - outcome.control_accuracy
     against = outcome.test_accuracy - outcome.static_accuracy
     return [
-        f"Growing changed the test accuracy by {gain:+.2f} points against the host alone, "
-        f"{against:+.2f} against the same shape from the start."
+        (
+            f"Growing changed the test accuracy by {gain:+.2f} points against the host alone, "
+            f"{against:+.2f} against the same shape from the start."
+        )
     ]
 
 

@@ -1,0 +1,135 @@
+"""The config: what it accepts, and the one line that each mistake gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from esper.tolaria.config import (
+    Config,
+    ConfigError,
+    FactorySettings,
+    MlpSettings,
+    parse,
+    read,
+    with_seed,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+HEAD = '[run]\nsteps = 10\n[data]\nname = "digits"\n'
+GOOD = HEAD + "[model]\nhidden = [8, 8]\n"
+
+
+def parsed(text: str) -> Config:
+    return parse(text, Path())
+
+
+def test_a_short_config_has_sane_defaults() -> None:
+    config = parsed(GOOD)
+    assert config.run.steps == 10
+    assert config.run.threads == 1
+    assert config.model == MlpSettings(hidden=(8, 8))
+    assert config.optimizer.name == "adam"
+    assert config.log.ack == "journal"
+    assert config.text == GOOD
+
+
+def test_every_section_can_be_set() -> None:
+    config = parsed(
+        '[run]\nsteps = 1_000\nseed = 7\nthreads = 2\nbatch_size = 16\n[data]\nname = "mnist1d"\n'
+        '[model]\nkind = "mlp"\nhidden = [4]\nactivation = "gelu"\ndropout = 0.1\n'
+        'batchnorm = true\n[optimizer]\nname = "sgd"\nlr = 1\nmomentum = 0.9\n'
+        '[growth]\nmax_growths = 1\nblueprints = ["widen"]\n'
+        '[log]\nack = "jetstream"\nnats = "tls://example.org:4222"\nworkspace = "here"\n'
+    )
+    assert config.optimizer.lr == 1.0
+    assert config.growth.blueprints == ("widen",)
+    assert config.log.nats == "tls://example.org:4222"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "run.steps: missing, wanted a whole number from 1 to 1,000,000,000"),
+        ("run = 3", "run: got 3, wanted a table, [run]"),
+        ("[runs]", "runs: unknown key, did you mean 'run'?"),
+        (GOOD + "[growth]\nmax_growth = 3", "growth.max_growth: unknown key, did you mean"),
+        (GOOD + "[growth]\nmax_growths = -1", "growth.max_growths: got -1, wanted a whole number"),
+        (GOOD + "[growth]\nmin_effect = 1.5", "growth.min_effect: got 1.5, wanted a number from 0"),
+        (GOOD + '[growth]\nplateau = "x"', "growth.plateau: got 'x', wanted a number from 0 to 1"),
+        (GOOD + '[growth]\nblueprints = ["wide"]', "growth.blueprints: unknown name 'wide', did"),
+        (GOOD + "[growth]\nblueprints = [3]", "growth.blueprints[0]: got 3, wanted text"),
+        (GOOD + '[growth]\n"a\\nb" = 1', "growth.a\\nb: unknown key"),
+        (GOOD + "[optimizer]\nlr = nan", "optimizer.lr: got nan, wanted a number above 0"),
+        (GOOD + "[optimizer]\nlr = inf", "optimizer.lr: got inf, wanted a number above 0"),
+        (GOOD + "[optimizer]\nlr = true", "optimizer.lr: got true, wanted a number above 0"),
+        (GOOD + "[optimizer]\nlr = 0", "optimizer.lr: got 0, wanted a number above 0"),
+        (GOOD + '[optimizer]\nname = "adem"', "optimizer.name: got 'adem', wanted one of 'adam'"),
+        (GOOD + "[optimizer]\nmomentum = 0.5", "optimizer.momentum: 'adam' has none"),
+        (GOOD + '[optimizer]\nname = "sgd"\nbetas = [0.9, 0.9]', "optimizer.betas: 'sgd' has none"),
+        (GOOD + "[optimizer]\nbetas = [0.9, 1.0]", "optimizer.betas[1]: got 1.0, wanted a number"),
+        (GOOD + "[optimizer]\nbetas = [0.9, nan]", "optimizer.betas[1]: got nan, wanted a number"),
+        (GOOD + '[log]\nnats = "example"', "log.nats: got 'example', wanted an address such as"),
+        (GOOD + '[log]\nack = "disk"', "log.ack: got 'disk', wanted one of"),
+        (HEAD, "model.hidden: missing, wanted a list of items, each a whole number"),
+        (HEAD + "[model]\nhidden = 8", "model.hidden: got 8, wanted a list"),
+        (HEAD + "[model]\nhidden = [8, 0]", "model.hidden[1]: got 0, wanted a whole number from 1"),
+        (HEAD + "[model]\nhiden = [8]", "model.hiden: unknown key, did you mean 'hidden'?"),
+        (HEAD + '[model]\nkind = "cnn"\nhidden = []', "model.kind: got 'cnn', wanted 'mlp'"),
+        (HEAD + '[model]\nfactory = "x"', "model.factory: got 'x', wanted 'module:function'"),
+        (HEAD + '[model]\nfactory = "x:y"\nhidden = [8]', "model.hidden: unknown key"),
+        (HEAD + '[model]\nfactory = "x:y"\nkind = "mlp"', "model.kind: got a model.factory too"),
+        ("[run]\nsteps = 0", "run.steps: got 0, wanted a whole number from 1"),
+        ("[run]\nsteps = 1.0", "run.steps: got 1.0, wanted a whole number"),
+        ("[run]\nsteps = " + "9" * 4000, "run.steps: got 9999"),
+        ("[run\n", "not TOML: "),
+        ("a = 1\na = 2", "not TOML: "),
+        ("a = " + "[" * 5000, "not TOML: "),
+    ],
+)
+def test_each_mistake_gets_one_line_that_names_the_key(text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parsed(text)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+@given(st.text(max_size=300) | st.text(max_size=60).map(lambda tail: GOOD + tail))
+def test_any_text_is_a_config_or_one_line(text: str) -> None:
+    try:
+        parsed(text)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+def test_a_file_is_read_and_its_mistakes_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(GOOD)
+    assert read(path).directory == tmp_path
+    path.write_text(GOOD + "[grow]")
+    with pytest.raises(ConfigError, match=r"c\.toml: grow: unknown key"):
+        read(path)
+    path.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 5\)"):
+        read(path)
+    path.write_bytes(b"#" * 2_000_000)
+    with pytest.raises(ConfigError, match="at most"):
+        read(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        read(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_the_seed_can_be_replaced() -> None:
+    config = parsed(GOOD)
+    assert with_seed(config, None) is config
+    assert with_seed(config, 5).run.seed == 5
+    with pytest.raises(ConfigError, match=r"run\.seed: got -1"):
+        with_seed(config, -1)
+
+
+def test_a_factory_takes_arguments() -> None:
+    config = parsed(HEAD + '[model]\nfactory = "a.b:c"\narguments = {width = 3}')
+    assert config.model == FactorySettings(factory="a.b:c", arguments={"width": 3})
