@@ -1,0 +1,33 @@
+"""Esper: neural networks that grow while they train, on the record.
+
+Importing this package is cheap: torch is loaded when :class:`Growth` is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper.tolaria.growth import Growth
+    from esper.tolaria.settings import GrowthSettings
+
+__version__ = "0.1.0"
+__all__ = ["Growth", "GrowthSettings", "__version__"]
+
+_HOMES = {
+    "Growth": "esper.tolaria.growth",
+    "GrowthSettings": "esper.tolaria.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'esper' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,142 @@
+"""A fork of host and optimizer that trains on inside the same model object.
+
+The user's loss function closes over the user's model, so a fork cannot be a second model
+object. It is a second set of *contents*: tensors, buffers, module state, optimizer state and
+random state that take the live ones' place for a moment, with the grafted seeds taken out, and
+give it back. Parameter and module objects keep their identity throughout.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.graft import GraftedSeed
+from esper.kasmina.isolation import ModuleState, RandomState
+from esper.kasmina.shadow import LossFunction, scalar_loss
+
+Update = Callable[[Tensor], None]
+"""What the user does with a loss: backward, clipping if any, one optimizer step."""
+
+
+class Branch:
+    """The host as it would be without what was grafted since the branch was taken."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the branch now: contents equal the live ones bit for bit."""
+        self._model = model
+        self._optimizer = optimizer
+        owned = dict.fromkeys([*model.parameters(), *_optimized(optimizer)])
+        self._weights = {p: p.detach().clone() for p in owned}
+        self._members = [list(group["params"]) for group in optimizer.param_groups]
+        self._moments = _copied_state(optimizer)
+        self._module_state = _LiveModuleState(model)
+        self.seed: GraftedSeed | None = None
+        self.steps = 0
+
+    def step(
+        self,
+        loss_fn: LossFunction,
+        update: Update,
+        batch: Any,
+        random_state: RandomState,
+        hyperparameters: Sequence[dict[str, Any]],
+    ) -> float:
+        """Train the branch on ``batch`` as the live model was; returns its loss.
+
+        ``random_state`` is what the live pass started from and ``hyperparameters`` what its
+        optimizer step used, one mapping per parameter group.
+        """
+        with self.entered(), torch.enable_grad():
+            random_state.restore()
+            for group, values in zip(
+                self._optimizer.param_groups, hyperparameters, strict=True
+            ):
+                group.update(values)
+            loss = scalar_loss(loss_fn(batch))
+            update(loss)
+        self.steps += 1
+        return float(loss.detach())
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The branch in the live model's place; random state and everything else returns."""
+        random_state = RandomState()
+        gradients = [(p, p.grad) for p in self._weights]
+        groups = self._optimizer.param_groups
+        live_members = [list(group["params"]) for group in groups]
+        live_values = [hyperparameters_of(group) for group in groups]
+        for parameter, _ in gradients:
+            parameter.grad = None
+        self._swap(self._members, grown=False)
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            self._swap(live_members, grown=True)
+            for group, values in zip(groups, live_values, strict=True):
+                group.update(values)
+            random_state.restore()
+
+    def adopt(self) -> None:
+        """Let the branch go on in the live model's place, for good."""
+        self._swap(self._members, grown=False)
+
+    def _swap(self, members: list[list[nn.Parameter]], *, grown: bool) -> None:
+        for parameter, weights in self._weights.items():
+            self._weights[parameter], parameter.data = parameter.data, weights
+        self._moments, self._optimizer.state = self._optimizer.state, self._moments
+        for group, parameters in zip(
+            self._optimizer.param_groups, members, strict=True
+        ):
+            group["params"][:] = parameters
+        self._module_state.swap()
+        if self.seed is not None:
+            self.seed.enabled = grown
+
+
+def _optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
+
+
+def hyperparameters_of(group: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a parameter group without its parameters."""
+    return {name: _frozen(value) for name, value in group.items() if name != "params"}
+
+
+def _frozen(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _copied_state(optimizer: torch.optim.Optimizer) -> Any:
+    twin = type(optimizer.state)(dict)
+    for parameter, entries in optimizer.state.items():
+        twin[parameter] = {
+            name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in entries.items()
+        }
+    return twin
+
+
+class _LiveModuleState:
+    """Buffers and module attributes of the branch, exchanged with the live ones on demand."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        live = ModuleState(model)
+        self._other = ModuleState.current(model)
+        live.put_back()
+
+    def swap(self) -> None:
+        """Exchange the branch's module state with the live one."""
+        current = ModuleState.current(self._model)
+        self._other.put_back()
+        self._other = current

@@ -1,0 +1,40 @@
+"""Canonical digests of tensors: the same bits give the same name, on any machine."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The elements of ``tensor`` in row-major order as stored, little-endian."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def weights_digest(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 in hex over named tensors in canonical form.
+
+    For every tensor in the order of its name: the name, the dtype (``float32``) and the shape
+    (``64,8``), each as UTF-8 behind its length as a 4-byte big-endian number, then the
+    elements' bytes behind their length as an 8-byte big-endian number.
+    """
+    entries = tensors.items() if isinstance(tensors, Mapping) else tensors
+    digest = hashlib.sha256()
+    for name, tensor in sorted(entries, key=lambda entry: entry[0]):
+        shape = ",".join(str(size) for size in tensor.shape)
+        for text in (name, str(tensor.dtype).removeprefix("torch."), shape):
+            raw = text.encode()
+            digest.update(struct.pack(">I", len(raw)) + raw)
+        body = tensor_bytes(tensor)
+        digest.update(struct.pack(">Q", len(body)) + body)
+    return digest.hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """:func:`weights_digest` over the model's ``state_dict``: parameters and buffers."""
+    return weights_digest(model.state_dict())

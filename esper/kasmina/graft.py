@@ -1,0 +1,141 @@
+"""The module that stands in a host module's place while something has grown there.
+
+A :class:`GraftPoint` wraps the module at a slot's end, and, where a seed reads a span, the
+module at the span's start too. Without seeds and readers it is taken out again: a dormant slot
+costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina import ops
+from esper.kasmina.errors import SlotError
+
+
+class SpanInput:
+    """The input of a span's first module, kept from there to the span's end in one pass."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The recorded input.
+
+        Raises:
+            SlotError: the span's end ran before its start.
+        """
+        if self.value is None:
+            raise SlotError(
+                "a span's end was called before its start in this forward pass"
+            )
+        return self.value
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"value": None}
+
+
+class GraftedSeed(nn.Module):
+    """One seed in the host's forward path.
+
+    The value is ``h + alpha * body(x)`` with ``x`` the slot's activation ``h`` itself or the
+    input of the span; ``h`` bit for bit while alpha is 0. While ``isolated``, ``x`` is detached:
+    the seed sends no gradient into the host through its input.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, body: nn.Module, source: Literal["output", "span"]) -> None:
+        super().__init__()
+        self.body = body
+        self.source = source
+        self.isolated = True
+        self.enabled = True
+        self.register_buffer("alpha", torch.zeros(1), persistent=False)
+
+    def forward(self, h: Tensor, span_input: Tensor | None) -> Tensor:
+        """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``."""
+        x = h if span_input is None else span_input
+        if not self.isolated:
+            return h + self.body(x).to(h.dtype)
+        return ops.graft_blend(h, self.body(x.detach()).to(h.dtype), self.alpha)
+
+
+class GraftPoint(nn.Module):
+    """A host module with what has grown on its output; attributes not found here are the host's."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.host = host
+        self.seeds = nn.ModuleDict()
+        self.span_inputs: dict[str, SpanInput] = {}
+        self.recorders: dict[str, SpanInput] = {}
+        self.train(host.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The host module's output with every enabled seed blended in, oldest first."""
+        for recorder in self.recorders.values():
+            recorder.value = args[0]
+        h: Tensor = self.host(*args, **kwargs)
+        for key, seed in self.seeds.items():
+            if seed.enabled:
+                recorder = self.span_inputs.get(key)
+                h = seed(h, None if recorder is None else recorder.take())
+        for recorder in self.span_inputs.values():
+            recorder.value = None
+        return h
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing grows here, so that the host module can stand alone again."""
+        return not self.seeds and not self.recorders
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at the dotted ``path`` of ``model``."""
+    parent_path, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    if name not in parent._modules:
+        raise SlotError(f"the host has no module at {path!r}")
+    parent._modules[name] = module
+
+
+def graft_point(model: nn.Module, path: str) -> GraftPoint:
+    """The graft point at ``path``, made there when the host's own module still stands alone."""
+    module = model.get_submodule(path)
+    if isinstance(module, GraftPoint):
+        return module
+    point = GraftPoint(module)
+    replace_module(model, path, point)
+    return point
+
+
+def attach(model: nn.Module, seed: GraftedSeed, key: str, start: str, end: str) -> None:
+    """Put ``seed`` into the forward path of ``model`` under ``key``, at the slot's end."""
+    point = graft_point(model, end)
+    point.seeds[key] = seed
+    if seed.source == "span":
+        recorder = SpanInput()
+        graft_point(model, start).recorders[key] = recorder
+        point.span_inputs[key] = recorder
+
+
+def detach(model: nn.Module, key: str, start: str, end: str) -> None:
+    """Take the seed ``key`` out again; graft points that hold nothing more disappear."""
+    point = graft_point(model, end)
+    del point.seeds[key]
+    if point.span_inputs.pop(key, None) is not None:
+        del graft_point(model, start).recorders[key]
+    for path in {start, end}:
+        module = model.get_submodule(path)
+        if isinstance(module, GraftPoint) and module.idle:
+            replace_module(model, path, module.host)

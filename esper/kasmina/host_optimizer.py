@@ -1,0 +1,82 @@
+"""Seeds and the user's optimizer: a seed learns with an optimizer of the same kind, and its
+parameters move, moments and all, into the existing group of the slot's module.
+
+``add_param_group`` is never used: it breaks schedulers that are already running.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.kasmina.errors import KasminaError
+
+
+def host_group(
+    optimizer: torch.optim.Optimizer, host_parameters: Sequence[nn.Parameter]
+) -> dict[str, Any]:
+    """The parameter group that holds the host module's parameters; the first one otherwise."""
+    members = {id(parameter) for parameter in host_parameters}
+    for group in optimizer.param_groups:
+        if any(id(parameter) in members for parameter in group["params"]):
+            return group
+    return optimizer.param_groups[0]
+
+
+def seed_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    host_parameters: Sequence[nn.Parameter],
+    lr_scale: float,
+) -> torch.optim.Optimizer | None:
+    """An optimizer of the user's kind, with the settings of the slot's group, for one seed.
+
+    Raises:
+        KasminaError: the user's optimizer works on all parameters as one vector (LBFGS), so a
+            seed could never join it.
+    """
+    if not parameters:
+        return None
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise KasminaError(
+            "LBFGS treats all parameters as one vector and cannot take a seed's; use SGD, Adam, "
+            "AdamW or another optimizer with a state per parameter"
+        )
+    accepted = inspect.signature(type(optimizer).__init__).parameters
+    group = host_group(optimizer, host_parameters)
+    settings = {
+        name: value
+        for name, value in group.items()
+        if name in accepted and name != "params"
+    }
+    settings["lr"] = float(group["lr"]) * lr_scale
+    return type(optimizer)(parameters, **settings)
+
+
+def adopt_parameters(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    trial: torch.optim.Optimizer | None,
+    host_parameters: Sequence[nn.Parameter],
+) -> None:
+    """Append a seed's parameters and their state to the group of the slot's module."""
+    host_group(optimizer, host_parameters)["params"].extend(parameters)
+    if trial is not None:
+        for parameter in parameters:
+            if parameter in trial.state:
+                optimizer.state[parameter] = trial.state[parameter]
+
+
+def drop_parameters(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+) -> None:
+    """Take a seed's parameters and their state out of ``optimizer``."""
+    gone = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)

@@ -1,0 +1,146 @@
+"""All slots of one host and the seeds in them: the only code that changes a host's structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper_events.stages import BLENDED, Stage
+
+from esper.kasmina._lattice import AlphaSchedule, SlotTable
+from esper.kasmina.errors import SlotError
+from esper.kasmina.graft import GraftedSeed, attach, detach
+from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
+from esper.kasmina.seed import Seed
+from esper.kasmina.slots import SlotMap, find_slots
+
+_STAGES = list(Stage)
+
+
+class Lattice:
+    """The slot table of a host together with the modules that stand in it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        forward: Callable[[], object],
+    ) -> None:
+        """Find the slots by running ``forward`` once, which must call ``model`` once."""
+        self.model = model
+        self.optimizer = optimizer
+        self.map: SlotMap = find_slots(model, forward)
+        self.seeds: dict[int, Seed] = {}
+        self.grafts: dict[int, GraftedSeed] = {}
+        self._table = SlotTable()
+
+    def stage(self, seed: int) -> Stage:
+        """Where ``seed`` stands."""
+        return _STAGES[self._table.stage(seed)]
+
+    def in_stage(self, stages: Iterable[Stage]) -> list[Seed]:
+        """Seeds that stand in one of ``stages``, oldest first."""
+        wanted = set(stages)
+        return [
+            seed for number, seed in self.seeds.items() if self.stage(number) in wanted
+        ]
+
+    @property
+    def blended(self) -> Seed | None:
+        """The seed under test in the forward path, of which there is at most one."""
+        seeds = self.in_stage(BLENDED)
+        return seeds[0] if seeds else None
+
+    def occupied(self, slot: str) -> bool:
+        """Whether a seed after its trial still holds the slot: blended, culled or in cool-down."""
+        holding = BLENDED | {Stage.CULLED, Stage.EMBARGOED}
+        return any(seed.slot.id == slot for seed in self.in_stage(holding))
+
+    def germinate(self, seed: Seed) -> None:
+        """Enter ``seed`` into its slot; the host does not change."""
+        if seed.slot.id not in self.map.slots:
+            raise SlotError(
+                f"no slot {seed.slot.id!r}; the host has {', '.join(self.map.slots)}"
+            )
+        self._table.add_seed(seed.id, seed.slot.id)
+        self.seeds[seed.id] = seed
+        self.advance(seed, Stage.GERMINATED)
+
+    def advance(self, seed: Seed, stage: Stage) -> None:
+        """Move ``seed`` to ``stage`` in the table; the C++ table refuses an illegal step."""
+        self._table.advance(seed.id, _STAGES.index(stage))
+
+    def start_graft(self, seed: Seed, schedule: AlphaSchedule) -> GraftedSeed:
+        """Put ``seed`` into the forward path at alpha 0 and its parameters into the optimizer."""
+        blended = self.blended
+        if blended is not None:
+            raise SlotError(
+                f"seed {blended.id} is still blended; one graft is tested at a time"
+            )
+        self.advance(seed, Stage.GRAFTING)
+        self._table.start_blend(seed.id, schedule)
+        graft = GraftedSeed(seed.body, seed.slot.source).to(seed.slot.device)
+        graft.train(self.model.training)
+        host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
+        attach(self.model, graft, str(seed.id), seed.slot.start, seed.slot.end)
+        adopt_parameters(
+            self.optimizer, seed.trainable, seed.optimizer, host_parameters
+        )
+        seed.optimizer = None
+        self.grafts[seed.id] = graft
+        return graft
+
+    def tick(self) -> None:
+        """Advance the alpha of a blend in progress by one step."""
+        self._table.tick()
+        for number, graft in self.grafts.items():
+            if self.stage(number) is Stage.GRAFTING:
+                graft.alpha.fill_(self._table.alpha(number))
+
+    def alpha(self, seed: int) -> float:
+        """The seed's alpha: exactly 0 before its blend and exactly 1 after it."""
+        return self._table.alpha(seed)
+
+    def remove(self, seed: Seed) -> None:
+        """Take ``seed`` out of the forward path and the optimizer; the host's tensors stay."""
+        if self.grafts.pop(seed.id, None) is not None:
+            detach(self.model, str(seed.id), seed.slot.start, seed.slot.end)
+            drop_parameters(self.optimizer, seed.parameters)
+
+    def fossilize(self, seed: Seed) -> None:
+        """Make ``seed`` an ordinary part of the host: gradients flow through its input too."""
+        self.advance(seed, Stage.FOSSILIZED)
+        self.grafts[seed.id].isolated = False
+
+    def forget(self, seed: Seed) -> None:
+        """Let a culled seed's tensors go; its number stays in the table."""
+        seed.body = nn.Identity()
+        seed.optimizer = None
+
+
+def install_fossil(model: nn.Module, seed: Seed) -> None:
+    """Build ``seed`` into a host that has not trained yet: the grown shape from the start."""
+    graft = GraftedSeed(seed.body, seed.slot.source).to(seed.slot.device)
+    graft.alpha.fill_(1.0)
+    graft.isolated = False
+    attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)
+
+
+def describe_slots(slot_map: SlotMap) -> list[dict[str, Any]]:
+    """The slots as plain values, in order of the forward pass."""
+    return [
+        {
+            "id": slot.id,
+            "source": slot.source,
+            "start": slot.start,
+            "end": slot.end,
+            "in_shape": slot.in_shape,
+            "out_shape": slot.out_shape,
+            "in_axis": slot.in_axis,
+            "out_axis": slot.out_axis,
+        }
+        for slot in slot_map.slots.values()
+    ]

@@ -1,0 +1,91 @@
+"""A seed outside the host's forward path, and the ways to switch it on in the shadow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.slots import Slot
+
+
+@dataclass(eq=False)
+class Seed:
+    """One attempt to grow: its number, its slot, its body and the optimizer of its trial.
+
+    ``body`` maps ``[batch, *in_shape]`` to ``[batch, *out_shape]`` of the slot.
+    """
+
+    id: int
+    slot: Slot
+    blueprint: str
+    body: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+    shadow_steps: int = 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The seed's parameters, frozen ones included."""
+        return list(self.body.parameters())
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that its objective may change."""
+        return [
+            parameter for parameter in self.body.parameters() if parameter.requires_grad
+        ]
+
+
+@contextmanager
+def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
+    """Let ``model`` compute with ``seed`` at alpha 1, by hooks that leave with the context.
+
+    The seed reads detached activations. A compiled host runs uncompiled meanwhile, because
+    compiled code does not see hooks added later.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        kept.append(args[0])
+
+    def add(_: nn.Module, __: tuple[Any, ...], h: Tensor) -> Tensor:
+        x = kept.pop() if seed.slot.source == "span" else h
+        delta: Tensor = seed.body(x.detach())
+        return h + delta.to(h.dtype)
+
+    handles = [model.get_submodule(seed.slot.end).register_forward_hook(add)]
+    if seed.slot.source == "span":
+        start = model.get_submodule(seed.slot.start)
+        handles.append(start.register_forward_pre_hook(keep))
+    try:
+        with _uncompiled():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _uncompiled() -> Any:
+    """A context in which compiled modules run eagerly; free where nothing was ever compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode returns afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,81 @@
+"""The shadow objective: how a seed learns, and is measured, without touching its host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.errors import ObjectiveError
+from esper.kasmina.isolation import HostGuard, seed_everything
+from esper.kasmina.seed import Seed, evaluating, switched_on
+
+LossFunction = Callable[[Any], Tensor]
+"""The user's own objective: a batch in, a scalar loss out, the model called inside."""
+
+
+def scalar_loss(loss: object) -> Tensor:
+    """``loss`` itself when it is a scalar tensor.
+
+    Raises:
+        ObjectiveError: it is anything else.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point():
+        return loss.reshape(())
+    got = (
+        f"a tensor of shape {tuple(loss.shape)}"
+        if isinstance(loss, Tensor)
+        else type(loss).__name__
+    )
+    raise ObjectiveError(
+        f"loss_fn returned {got}, wanted a scalar floating-point tensor: return the mean loss of "
+        "the batch and nothing else"
+    )
+
+
+def shadow_loss(
+    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
+) -> Tensor:
+    """The loss of ``batch`` with ``seed`` switched on at alpha 1; call it inside a guard."""
+    with switched_on(model, seed):
+        return scalar_loss(loss_fn(batch))
+
+
+def shadow_step(
+    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any, random_seed: int
+) -> float:
+    """One step of the seed's own optimizer on its shadow objective; returns the loss.
+
+    The host keeps its bits: parameters, gradients, buffers, module state and random state. The
+    pass draws from generators seeded with ``random_seed``, so that it is a function of its step.
+    """
+    trainable = seed.trainable
+    with HostGuard(model), torch.enable_grad():
+        seed_everything(random_seed)
+        loss = shadow_loss(model, seed, loss_fn, batch)
+        if trainable and seed.optimizer is not None:
+            gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
+            for parameter, gradient in zip(trainable, gradients, strict=True):
+                parameter.grad = gradient
+            seed.optimizer.step()
+            seed.optimizer.zero_grad(set_to_none=True)
+    seed.shadow_steps += 1
+    return float(loss.detach())
+
+
+def held_out_losses(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Sequence[Any],
+    seed: Seed | None = None,
+) -> list[float]:
+    """The loss of every batch in evaluation mode, with ``seed`` switched on if one is given.
+
+    The host is left exactly as it was.
+    """
+    on = nullcontext() if seed is None else switched_on(model, seed)
+    with HostGuard(model, freeze=False), evaluating(model), on:
+        return [float(scalar_loss(loss_fn(batch))) for batch in batches]

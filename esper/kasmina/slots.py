@@ -1,0 +1,231 @@
+"""Finding the slots of a host: on a module's output, and on spans between two modules.
+
+A host is traced once with a real batch. Only modules that are called exactly once in a forward
+pass, under one name, can carry a slot; every other module is listed with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.errors import SlotError
+from esper.kasmina.isolation import HostGuard
+
+FEATURE_AXES: dict[type[nn.Module], int] = {
+    nn.Linear: -1,
+    nn.LayerNorm: -1,
+    nn.Conv2d: 1,
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 1,
+}
+"""The axis of the features in a module's output, batch dimension counted."""
+
+MAX_SPAN = 3
+"""A span reaches over at most so many slot modules."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where a seed can live.
+
+    Shapes are per example (no batch dimension) and axes count in them: for a ``Linear`` on
+    ``[batch, 64]`` the shape is ``(64,)`` and the axis 0.
+    """
+
+    id: str
+    source: Literal["output", "span"]
+    start: str
+    end: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    in_axis: int
+    out_axis: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """The slots of a host by id, and the reason for every module that carries none."""
+
+    slots: dict[str, Slot]
+    left_out: dict[str, str]
+
+
+@dataclass
+class _Call:
+    """What one module was seen doing in the traced forward pass."""
+
+    order: int
+    count: int = 0
+    inputs: Tensor | None = None
+    output: Tensor | None = None
+
+
+@dataclass
+class _Trace:
+    calls: dict[str, _Call] = field(default_factory=dict)
+
+
+def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
+    """Trace ``forward`` (which must run ``model`` once) and list the slots of the host.
+
+    The host is left exactly as it was: buffers, random state and module state included.
+
+    Raises:
+        SlotError: no module of the host can carry a slot.
+    """
+    names = _names(model)
+    candidates = {
+        name: module
+        for module, (name, *_) in names.items()
+        if type(module) in FEATURE_AXES
+    }
+    with HostGuard(model), torch.no_grad(), _tracing(candidates) as trace:
+        forward()
+    shared = {paths[0] for paths in names.values() if len(paths) > 1}
+    left_out, usable = {}, []
+    for name, module in candidates.items():
+        reason = _obstacle(trace.calls.get(name), module, name in shared)
+        if reason is None:
+            usable.append(name)
+        else:
+            left_out[name] = reason
+    for module, (name, *_) in names.items():
+        if name and name not in candidates and not list(module.children()):
+            left_out[name] = f"no slots on {type(module).__name__}"
+    if not usable:
+        raise SlotError(_nothing_usable(left_out))
+    usable.sort(key=lambda name: trace.calls[name].order)
+    slots = _output_slots(usable, candidates, trace) + _span_slots(
+        usable, candidates, trace
+    )
+    return SlotMap({slot.id: slot for slot in slots}, left_out)
+
+
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+@contextmanager
+def _tracing(modules: dict[str, nn.Module]) -> Iterator[_Trace]:
+    trace = _Trace()
+
+    def watch(name: str) -> Callable[..., None]:
+        def record(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            call = trace.calls.setdefault(name, _Call(order=len(trace.calls)))
+            call.count += 1
+            call.inputs = args[0] if args and isinstance(args[0], Tensor) else None
+            call.output = output if isinstance(output, Tensor) else None
+
+        return record
+
+    handles = [
+        module.register_forward_hook(watch(name)) for name, module in modules.items()
+    ]
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _obstacle(call: _Call | None, module: nn.Module, shared: bool) -> str | None:
+    if shared:
+        return "shared: the module stands under several names"
+    if call is None:
+        return "not called in the forward pass"
+    if call.count > 1:
+        return f"called {call.count} times in one forward pass"
+    if call.inputs is None or call.output is None:
+        return "its first input and its output must be tensors"
+    if call.output.dim() < 2:
+        return f"output of shape {tuple(call.output.shape)} has no batch dimension"
+    if not call.output.is_floating_point():
+        return f"output of dtype {call.output.dtype} is not floating point"
+    return None
+
+
+def _nothing_usable(left_out: dict[str, str]) -> str:
+    seen = (
+        "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        or "no modules"
+    )
+    kinds = ", ".join(kind.__name__ for kind in FEATURE_AXES)
+    return f"the host has no slot ({seen}); wanted at least one of {kinds}, called once a pass"
+
+
+def _axis(module: nn.Module, dimensions: int) -> int:
+    """The feature axis of ``module`` in a shape without the batch dimension."""
+    axis = FEATURE_AXES[type(module)]
+    return (axis if axis >= 0 else dimensions + axis) - 1
+
+
+def _tensors(name: str, trace: _Trace) -> tuple[Tensor, Tensor]:
+    call = trace.calls[name]
+    if call.inputs is None or call.output is None:
+        raise SlotError(
+            f"module {name!r}: its first input and its output must be tensors"
+        )
+    return call.inputs, call.output
+
+
+def _output_slots(
+    names: list[str], modules: dict[str, nn.Module], trace: _Trace
+) -> list[Slot]:
+    slots = []
+    for name in names:
+        _, output = _tensors(name, trace)
+        shape, axis = tuple(output.shape[1:]), _axis(modules[name], output.dim())
+        slots.append(
+            Slot(
+                name,
+                "output",
+                name,
+                name,
+                shape,
+                shape,
+                axis,
+                axis,
+                output.dtype,
+                output.device,
+            )
+        )
+    return slots
+
+
+def _span_slots(
+    names: list[str], modules: dict[str, nn.Module], trace: _Trace
+) -> list[Slot]:
+    slots = []
+    for first, start in enumerate(names):
+        for end in names[first : first + MAX_SPAN]:
+            inputs, output = _tensors(start, trace)[0], _tensors(end, trace)[1]
+            if inputs.dim() != output.dim() or inputs.shape[0] != output.shape[0]:
+                continue
+            if not inputs.is_floating_point():
+                continue
+            slots.append(
+                Slot(
+                    id=f"{start}..{end}",
+                    source="span",
+                    start=start,
+                    end=end,
+                    in_shape=tuple(inputs.shape[1:]),
+                    out_shape=tuple(output.shape[1:]),
+                    in_axis=_axis(modules[start], inputs.dim()),
+                    out_axis=_axis(modules[end], output.dim()),
+                    dtype=output.dtype,
+                    device=output.device,
+                )
+            )
+    return slots

@@ -1,0 +1,138 @@
+"""The lattice as the log tells it: a pure fold of records into the state of every seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import reduce
+
+import msgspec
+
+from esper_events.events import (
+    LatticeDeclared,
+    Record,
+    TransitionApplied,
+    TransitionDecided,
+    TransitionLapsed,
+)
+from esper_events.stages import Stage, is_legal
+
+
+class ProjectionError(Exception):
+    """A record that no correct trainer could have written at this point of the log."""
+
+
+class SeedState(msgspec.Struct, frozen=True):
+    """One seed: where it is, what it is, and the digest of its tensors at its last transition."""
+
+    slot: str
+    blueprint: str
+    stage: Stage
+    weights: str = ""
+
+
+class OpenDecision(msgspec.Struct, frozen=True):
+    """A transition that was decided and neither applied nor lapsed yet."""
+
+    seed: int
+    slot: str
+    blueprint: str
+    source: Stage
+    target: Stage
+
+
+class LatticeState(msgspec.Struct, frozen=True):
+    """Slots, seeds and open decisions after ``records`` records of the log."""
+
+    records: int = 0
+    slots: tuple[str, ...] = ()
+    seeds: dict[int, SeedState] = {}
+    open: dict[int, OpenDecision] = {}
+    lapsed: int = 0
+
+    def digest(self) -> str:
+        """SHA-256 in hex of the state in msgpack, its mappings as pairs in order of their keys."""
+        seeds, decisions = sorted(self.seeds.items()), sorted(self.open.items())
+        parts = (self.records, self.slots, seeds, decisions, self.lapsed)
+        return hashlib.sha256(msgspec.msgpack.encode(parts)).hexdigest()
+
+    def fossils(self) -> list[tuple[int, SeedState]]:
+        """Seeds that have become part of the host, oldest first."""
+        return sorted(
+            (n, s) for n, s in self.seeds.items() if s.stage is Stage.FOSSILIZED
+        )
+
+
+def fold(state: LatticeState, record: Record) -> LatticeState:
+    """The state after ``record``.
+
+    Raises:
+        ProjectionError: the record is out of order, or its transition cannot happen here.
+    """
+    if record.index != state.records:
+        raise ProjectionError(
+            f"got record {record.index}, wanted {state.records}: a gap in the log"
+        )
+    state = msgspec.structs.replace(state, records=state.records + 1)
+    match record.event:
+        case LatticeDeclared(slots=slots):
+            return msgspec.structs.replace(
+                state, slots=tuple(slot.id for slot in slots)
+            )
+        case TransitionDecided() as decided:
+            return _decide(state, decided)
+        case TransitionApplied() as applied:
+            return _apply(state, applied)
+        case TransitionLapsed(decision=decision):
+            _, remaining = _take(state, decision)
+            return msgspec.structs.replace(
+                state, open=remaining, lapsed=state.lapsed + 1
+            )
+        case _:
+            return state
+
+
+def fold_all(
+    records: Iterable[Record], state: LatticeState | None = None
+) -> LatticeState:
+    """Fold every record in order, from ``state`` or from the beginning."""
+    return reduce(fold, records, state or LatticeState())
+
+
+def _decide(state: LatticeState, decided: TransitionDecided) -> LatticeState:
+    if decided.slot not in state.slots:
+        raise ProjectionError(
+            f"decision {decided.decision} names the unknown slot {decided.slot!r}"
+        )
+    if decided.decision in state.open:
+        raise ProjectionError(f"decision {decided.decision} was made twice")
+    entry = OpenDecision(
+        decided.seed, decided.slot, decided.blueprint, decided.source, decided.target
+    )
+    return msgspec.structs.replace(state, open={**state.open, decided.decision: entry})
+
+
+def _apply(state: LatticeState, applied: TransitionApplied) -> LatticeState:
+    decision, remaining = _take(state, applied.decision)
+    known = state.seeds.get(decision.seed)
+    stage = Stage.DORMANT if known is None else known.stage
+    if stage is not decision.source or not is_legal(stage, decision.target):
+        raise ProjectionError(
+            f"decision {applied.decision} takes seed {decision.seed} from "
+            f"{decision.source.value} to {decision.target.value}, but it is {stage.value}"
+        )
+    seed = SeedState(
+        decision.slot, decision.blueprint, decision.target, applied.seed_weights
+    )
+    return msgspec.structs.replace(
+        state, open=remaining, seeds={**state.seeds, decision.seed: seed}
+    )
+
+
+def _take(
+    state: LatticeState, number: int
+) -> tuple[OpenDecision, dict[int, OpenDecision]]:
+    decision = state.open.get(number)
+    if decision is None:
+        raise ProjectionError(f"decision {number} is settled, but it is not open")
+    return decision, {key: value for key, value in state.open.items() if key != number}

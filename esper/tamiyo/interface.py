@@ -1,0 +1,85 @@
+"""What a controller sees and what it may ask for; the rules and the learned policy share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from esper_events.stages import Stage
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A blueprint that fits a free slot, and what it would add."""
+
+    slot: str
+    blueprint: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class SeedView:
+    """A live seed.
+
+    ``age`` counts steps in its stage; ``gains`` are its measured relative reductions of the
+    held-out loss while in TRAINING, oldest first; ``ready`` tells that the next gate can be
+    asked; ``pending`` that a decision about it is under way.
+    """
+
+    id: int
+    slot: str
+    blueprint: str
+    stage: Stage
+    age: int
+    shadow_steps: int
+    gains: tuple[float, ...]
+    ready: bool
+    pending: bool
+    refusals: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The state of a run at one step; ``held_out`` holds (step, loss), oldest first."""
+
+    step: int
+    held_out: tuple[tuple[int, float], ...]
+    candidates: tuple[Candidate, ...]
+    seeds: tuple[SeedView, ...]
+    fossils: int
+
+
+@dataclass(frozen=True)
+class Germinate:
+    """Start a trial of ``blueprint`` in ``slot``."""
+
+    slot: str
+    blueprint: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Ask the next gate of ``seed``."""
+
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cull:
+    """End the trial of ``seed``."""
+
+    seed: int
+    reason: str
+
+
+Proposal = Germinate | Advance | Cull
+
+
+class Controller(Protocol):
+    """Decides where, when and what to grow; it proposes, and the gates dispose."""
+
+    def decide(self, observation: Observation) -> list[Proposal]:
+        """Proposals for ``observation``; an empty list waits."""
+        ...

@@ -1,0 +1,110 @@
+"""The fork gate's evidence: the grown host against itself without the seed, on equal batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from esper.kasmina.branch import Branch, Update, hyperparameters_of
+from esper.kasmina.graft import GraftedSeed
+from esper.kasmina.isolation import RandomState
+from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.tolaria.statistics import PairedGain, paired_gain
+
+
+class ForkTrial:
+    """A branch of host and optimizer that trains beside the grown host until the gate decides."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        update: Update,
+    ) -> None:
+        """Take the fork now, before anything of the seed is in the host."""
+        self._model = model
+        self._optimizer = optimizer
+        self._loss_fn = loss_fn
+        self._update = update
+        self._branch = Branch(model, optimizer)
+        self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
+        self._inside = False
+        self._hook = optimizer.register_step_post_hook(self._remember_hyperparameters)
+        self._random_state = RandomState()
+        self._measured: list[tuple[list[float], list[float]]] = []
+
+    @property
+    def steps(self) -> int:
+        """Steps that the fork has trained: what the comparison has cost."""
+        return self._branch.steps
+
+    def grafted(self, seed: GraftedSeed) -> None:
+        """Tell the fork which seed it is to do without."""
+        self._branch.seed = seed
+
+    def follow(self, batch: Any) -> float:
+        """Train the fork on the batch that the live host has just been trained on."""
+        self._inside = True
+        try:
+            return self._branch.step(
+                self._loss_fn, self._update, batch, self._random_state, self._used
+            )
+        finally:
+            self._inside = False
+
+    def mark(self) -> None:
+        """Remember the random state that the next live step starts from."""
+        self._random_state = RandomState()
+
+    def measure(self, batches: Sequence[Any]) -> None:
+        """Measure both on the confirmation batches once more."""
+        grown = held_out_losses(self._model, self._loss_fn, batches)
+        with self._branch.entered():
+            forked = held_out_losses(self._model, self._loss_fn, batches)
+        self._measured.append((forked, grown))
+
+    def gain(self) -> PairedGain:
+        """The grown host's gain over the fork, averaged over all measurements.
+
+        Two trainings from one start drift apart by chance; how far the gain wanders from one
+        measurement to the next is added to the error, in squares.
+        """
+        count = len(self._measured)
+        if not count:
+            return PairedGain(-math.inf, math.inf, 0)
+        forked = [
+            math.fsum(values) / count for values in zip(*(m[0] for m in self._measured))
+        ]
+        grown = [
+            math.fsum(values) / count for values in zip(*(m[1] for m in self._measured))
+        ]
+        gain = paired_gain(forked, grown)
+        drift = _spread([paired_gain(*pair).relative for pair in self._measured])
+        return PairedGain(gain.relative, math.hypot(gain.error, drift), gain.batches)
+
+    def adopt(self) -> None:
+        """Let the fork go on in the grown host's place."""
+        self._hook.remove()
+        self._branch.adopt()
+
+    def discard(self) -> None:
+        """End the fork; the grown host goes on."""
+        self._hook.remove()
+
+    def _remember_hyperparameters(
+        self, optimizer: torch.optim.Optimizer, *_: object
+    ) -> None:
+        if not self._inside:
+            self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 for fewer than two values."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))

@@ -1,0 +1,324 @@
+"""Growth in a training loop of one's own: the whole of Esper behind three calls."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from esper_events.events import (
+    BlueprintRegistered,
+    Figures,
+    LatticeDeclared,
+    Record,
+    RunEnded,
+    RunStarted,
+    SlotDeclared,
+)
+
+from esper import __version__
+from esper.blueprints.ir import Blueprint
+from esper.blueprints.library import LIBRARY
+from esper.kasmina.branch import Update
+from esper.kasmina.digest import model_digest
+from esper.kasmina.lattice import Lattice, describe_slots
+from esper.kasmina.shadow import LossFunction
+from esper.log.event_log import EventLog, LogSummary
+from esper.log.run import open_run_log
+from esper.log.workspace import Workspace
+from esper.projections.lattice import LatticeState, ProjectionError, SeedState, fold_all
+from esper.tamiyo.interface import Controller
+from esper.tamiyo.rules import RuleController, Rules
+from esper.tolaria.engine import Engine
+from esper.tolaria.heldout import HeldOut, split_held_out
+from esper.tolaria.observer import SeedRow
+from esper.tolaria.platform import describe_platform
+from esper.tolaria.settings import GrowthSettings
+from esper.tolaria.trials import Trial
+
+RESERVED = 24
+"""Training batches that stand in for held-out ones when the user gives none."""
+
+Outcome = Literal["completed", "interrupted", "failed"]
+
+
+def new_run_id() -> str:
+    """A name for a run that sorts by time and does not repeat."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
+
+
+class Growth:
+    """Lets ``model`` grow while the user's own loop trains it.
+
+    Call :meth:`step` after every optimizer step and :meth:`close` at the end. ``model`` and
+    ``optimizer`` stay the user's own objects throughout.
+
+    Args:
+        model: the host.
+        optimizer: the optimizer that trains it; a seed's parameters join its existing groups.
+        loss_fn: the user's objective: takes a batch, runs ``model`` once, returns a scalar loss.
+        probe: held-out batches, at least 6 (4 with ``confirm``). Without them the first
+            ``RESERVED`` training batches are used, which is said in a warning and in the log.
+        confirm: held-out batches for the fork gate alone; a third of ``probe`` otherwise.
+        settings: see :class:`GrowthSettings`.
+        controller: decides where and when to grow; the rule-based one by default.
+        update: what the loop does with a loss (backward, clipping, optimizer step); needed when
+            that is more than ``backward``, ``step`` and ``zero_grad``, so that a fork is trained
+            exactly as the host is.
+        library: blueprints to choose from.
+        run_dir: where the journal goes; ``runs/<run id>`` by default.
+        workspace: directory of the shared server and keys; ``$ESPER_WORKSPACE`` or ``.esper``.
+        nats: URL of a server of one's own; the workspace's embedded one otherwise.
+        ack: whose acknowledgement a change waits for.
+        seed: of everything random in growth.
+        config: the text that describes this run in its log.
+        run: the run's id.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFunction,
+        probe: Iterable[Any] | None = None,
+        *,
+        confirm: Iterable[Any] | None = None,
+        settings: GrowthSettings | None = None,
+        controller: Controller | None = None,
+        update: Update | None = None,
+        library: Sequence[Blueprint] | None = None,
+        run_dir: str | Path | None = None,
+        workspace: str | Path | None = None,
+        nats: str | None = None,
+        ack: Literal["journal", "jetstream"] = "journal",
+        seed: int = 0,
+        config: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.settings = settings or GrowthSettings()
+        self.run = run or new_run_id()
+        self.run_dir = Path(run_dir) if run_dir is not None else Path("runs") / self.run
+        self.library = _chosen(self.settings, library)
+        self._loss_fn = loss_fn
+        self._update = update or _plain_update(optimizer)
+        self._controller = controller or RuleController(_rules(self.settings), seed)
+        self._seed = seed
+        self._step = 0
+        self._engine: Engine | None = None
+        self._reserved: list[Any] = []
+        self._summary: LogSummary | None = None
+        parts = _held_out(probe, confirm)
+        area = Workspace(None if workspace is None else Path(workspace))
+        self._key = area.key().public.raw
+        self.log: EventLog = open_run_log(
+            self.run_dir, log_id=self.run, workspace=area, nats=nats, ack=ack
+        )
+        self.log.append(self._started(config))
+        if parts is not None:
+            self._start(parts)
+
+    @property
+    def engine(self) -> Engine | None:
+        """The lifecycle of the seeds; None until there are held-out batches."""
+        return self._engine
+
+    def step(self, batch: Any, loss: Tensor | float | None = None) -> None:
+        """The safe point after an optimizer step that trained on ``batch``.
+
+        Acknowledged changes take effect here and nowhere else. ``loss`` is the step's training
+        loss; given, an explosion during a graft ends it.
+        """
+        self._step += 1
+        engine = self._engine
+        if engine is None:
+            self._reserve(batch)
+        elif not engine.idle or self._step % self.settings.observe_every == 0:
+            engine.safe_point(self._step, batch, loss)
+
+    def close(
+        self,
+        outcome: Outcome = "completed",
+        reason: str = "",
+        figures: Figures | None = None,
+    ) -> LogSummary:
+        """End every trial that has not earned its place, and the log; safe to call twice.
+
+        Raises:
+            ProjectionError: the log does not tell the state that the lattice is in.
+        """
+        if self._summary is not None:
+            return self._summary
+        state = LatticeState()
+        try:
+            if self._engine is not None:
+                self._engine.conclude(self._step, "the run ended")
+            if self.log.flush(self.settings.ack_timeout):
+                state = fold_all(self.log.records())
+                self._compare(state)
+        finally:
+            self.log.append(
+                RunEnded(
+                    time=time.time(),
+                    step=self._step,
+                    outcome=outcome,
+                    reason=reason,
+                    final_weights=model_digest(self.model),
+                    lattice=state.digest(),
+                    figures=figures or {},
+                )
+            )
+            self._summary = self.log.close()
+        return self._summary
+
+    def records(self, start: int = 0) -> list[Record]:
+        """Acknowledged records of the log from index ``start`` on."""
+        return self.log.records(start)
+
+    @property
+    def fossils(self) -> list[Trial]:
+        """The seeds that have become part of the host, oldest first."""
+        return [] if self._engine is None else list(self._engine.transitions.fossils)
+
+    def seed_rows(self) -> list[SeedRow]:
+        """Live seeds and fossils as a person sees them."""
+        return [] if self._engine is None else self._engine.rows()
+
+    def state(self, records: int) -> LatticeState:
+        """The running lattice in the terms of its projection, after ``records`` records."""
+        if self._engine is None:
+            return LatticeState(records=records)
+        return self._engine.state(records)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, KeyboardInterrupt):
+            self.close("interrupted", "interrupted by the user")
+        else:
+            self.close("failed", f"{type(error).__name__}: {error}")
+
+    def _reserve(self, batch: Any) -> None:
+        self._reserved.append(batch)
+        if len(self._reserved) == RESERVED:
+            self._start(
+                split_held_out(self._reserved, None, "reserved training batches")
+            )
+            self._reserved = []
+
+    def _start(self, parts: HeldOut) -> None:
+        first = parts.watch[0]
+        lattice = Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
+        slots = tuple(SlotDeclared(**values) for values in describe_slots(lattice.map))
+        now = time.time()
+        self.log.append(
+            LatticeDeclared(time=now, slots=slots, left_out=lattice.map.left_out),
+            *(
+                BlueprintRegistered(
+                    time=now, blueprint=b.id, name=b.name, body=b.canonical()
+                )
+                for b in self.library
+            ),
+        )
+        self._engine = Engine(
+            lattice,
+            self._loss_fn,
+            self._update,
+            parts,
+            self.settings,
+            self._controller,
+            self.library,
+            self.log,
+            self._seed,
+        )
+
+    def _started(self, config: str | None) -> RunStarted:
+        text = msgspec.json.encode(self.settings).decode() if config is None else config
+        return RunStarted(
+            time=time.time(),
+            run=self.run,
+            trainer_key=self._key,
+            host_weights=model_digest(self.model),
+            config=text,
+            seed=self._seed,
+            version=__version__,
+            platform=describe_platform(),
+        )
+
+    def _compare(self, folded: LatticeState) -> None:
+        live = self.state(folded.records)
+        if live.digest() != folded.digest():
+            raise ProjectionError(
+                f"the running lattice ({live.digest()[:12]}) is not what its log tells "
+                f"({folded.digest()[:12]}): {_first_difference(live, folded)}; please report this"
+            )
+
+
+def _first_difference(live: LatticeState, folded: LatticeState) -> str:
+    nothing = (
+        SeedState("", "", next(iter(folded.seeds.values())).stage)
+        if folded.seeds
+        else None
+    )
+    for number in sorted(live.seeds.keys() | folded.seeds.keys()):
+        here, there = live.seeds.get(number, nothing), folded.seeds.get(number, nothing)
+        if here != there:
+            return f"seed {number} is {here}, the log says {there}"
+    return f"{live.lapsed} lapses against {folded.lapsed}, open {folded.open}"
+
+
+def _held_out(
+    probe: Iterable[Any] | None, confirm: Iterable[Any] | None
+) -> HeldOut | None:
+    if probe is not None:
+        kept = None if confirm is None else tuple(confirm)
+        return split_held_out(tuple(probe), kept, "probe")
+    warnings.warn(
+        f"no probe batches given: the gates use the first {RESERVED} training batches, which the "
+        "host has learnt from; pass probe=... for a judgement on held-out data",
+        stacklevel=3,
+    )
+    return None
+
+
+def _plain_update(optimizer: torch.optim.Optimizer) -> Update:
+    def update(loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def _chosen(
+    settings: GrowthSettings, library: Sequence[Blueprint] | None
+) -> tuple[Blueprint, ...]:
+    known = {b.name: b for b in (LIBRARY.values() if library is None else library)}
+    unknown = [name for name in settings.blueprints if name not in known]
+    if unknown:
+        raise ValueError(
+            f"growth.blueprints: got {unknown[0]!r}, wanted some of {', '.join(known)}"
+        )
+    return tuple(known[name] for name in settings.blueprints or known)
+
+
+def _rules(settings: GrowthSettings) -> Rules:
+    names = (field for field in Rules.__dataclass_fields__ if hasattr(settings, field))
+    return Rules(**{name: getattr(settings, name) for name in names})

@@ -1,0 +1,171 @@
+"""What ``esper train`` does: train the host while it grows, then its two controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.digest import model_digest
+from esper.kasmina.isolation import seed_everything
+from esper.kasmina.lattice import install_fossil
+from esper.tolaria.config import Config
+from esper.tolaria.data import Splits, load
+from esper.tolaria.growth import Growth, new_run_id
+from esper.tolaria.models import create
+from esper.tolaria.observer import Observer, Outcome, Part, SeedRow
+from esper.tolaria.training import (
+    Batch,
+    accuracy,
+    batches_of,
+    classification_loss,
+    endless_batches,
+    make_optimizer,
+    train_steps,
+)
+from esper.tolaria.trials import Trial, derived_seed, new_seed
+
+PROBE_BATCH = 16
+"""Held-out batches are this small so that a paired test has many pairs."""
+
+REPORT_EVERY = 25
+
+
+def train(
+    config: Config, *, run_dir: Path, nats: str | None, seed: int, observer: Observer
+) -> Outcome:
+    """Run ``config`` and report to ``observer`` as it goes.
+
+    ``nats`` overrides the config's server. The run's journal lies in ``run_dir``.
+
+    Raises:
+        ConfigError: the model of the config cannot be made.
+        LogError: the log cannot be opened.
+    """
+    torch.set_num_threads(config.run.threads)
+    splits = load(config.data.name)
+    model = _host(config, splits, seed)
+    optimizer = make_optimizer(model, config.optimizer)
+    growth = Growth(
+        model,
+        optimizer,
+        classification_loss(model),
+        batches_of(splits.probe, PROBE_BATCH),
+        confirm=batches_of(splits.confirm, PROBE_BATCH),
+        settings=config.growth,
+        run_dir=run_dir,
+        workspace=config.log.workspace,
+        nats=nats or config.log.nats,
+        ack=config.log.ack,
+        seed=seed,
+        config=config.text,
+        run=new_run_id(),
+    )
+    watcher = _Watcher(growth, observer)
+    with growth:
+        observer.part("grown", config.run.steps)
+        _fit(config, splits, model, optimizer, seed, observer, watcher)
+        grown = accuracy(model, splits.test)
+        fossils = growth.fossils
+        summary = growth.close(figures={"test_accuracy": grown})
+    watcher.tell()
+    control, control_size = _control(config, splits, seed, observer, "host alone", [])
+    static, static_size = _control(
+        config, splits, seed, observer, "grown shape from the start", fossils
+    )
+    return Outcome(
+        run=growth.run,
+        run_dir=str(run_dir),
+        events=summary.events,
+        segments=summary.segments,
+        head=summary.head,
+        final_weights=model_digest(model),
+        steps=config.run.steps,
+        test_accuracy=grown,
+        control_accuracy=control,
+        static_accuracy=static,
+        parameters=_size(model),
+        control_parameters=control_size,
+        static_parameters=static_size,
+        behind=summary.behind,
+    )
+
+
+def _host(config: Config, splits: Splits, seed: int) -> nn.Module:
+    """The host at its start; the same for the same seed, and so is all randomness after it."""
+    seed_everything(derived_seed(seed, "host"))
+    return create(config, splits.features, splits.classes)
+
+
+def _fit(
+    config: Config,
+    splits: Splits,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    observer: Observer,
+    watcher: _Watcher | None = None,
+) -> None:
+    """Train for the configured steps, on the same batches for the same seed."""
+    steps = config.run.steps
+    held_out: float | None = None
+
+    def after_step(step: int, batch: Batch, loss: Tensor) -> None:
+        nonlocal held_out
+        if watcher is not None:
+            watcher.growth.step(batch, loss)
+        if step % config.growth.observe_every == 0:
+            held_out = accuracy(model, splits.probe)
+        if step % REPORT_EVERY == 0 or step == steps:
+            observer.progress(step, steps, float(loss), held_out)
+            if watcher is not None:
+                watcher.tell()
+
+    batches = endless_batches(
+        splits.train, config.run.batch_size, derived_seed(seed, "batches")
+    )
+    train_steps(model, optimizer, batches, steps, after_step)
+
+
+def _control(
+    config: Config,
+    splits: Splits,
+    seed: int,
+    observer: Observer,
+    name: Part,
+    fossils: list[Trial],
+) -> tuple[float, int]:
+    """Train the host with ``fossils`` built in from the start; its test accuracy and size."""
+    model = _host(config, splits, seed)
+    for number, trial in enumerate(fossils):
+        install_fossil(model, new_seed(number, trial.seed.slot, trial.blueprint, seed))
+    optimizer = make_optimizer(model, config.optimizer)
+    observer.part(name, config.run.steps)
+    _fit(config, splits, model, optimizer, seed, observer)
+    return accuracy(model, splits.test), _size(model)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class _Watcher:
+    """Tells an observer what is new in a run: acknowledged records, and seeds that changed."""
+
+    def __init__(self, growth: Growth, observer: Observer) -> None:
+        self.growth = growth
+        self._observer = observer
+        self._told = 0
+        self._rows: list[SeedRow] = []
+
+    def tell(self) -> None:
+        """Report what has come since the last call."""
+        records = self.growth.records(self._told)
+        for record in records:
+            self._observer.event(record)
+        self._told += len(records)
+        rows = self.growth.seed_rows()
+        if rows != self._rows:
+            self._rows = rows
+            self._observer.seeds(rows)

@@ -1,0 +1,207 @@
+"""What each transition does to the host, and how it is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from esper_events.stages import BLENDED, Stage
+
+from esper.kasmina._lattice import AlphaSchedule
+from esper.kasmina.branch import Update
+from esper.kasmina.digest import model_digest
+from esper.kasmina.lattice import Lattice
+from esper.kasmina.shadow import LossFunction
+from esper.tolaria.decisions import Change, Decisions, Effect
+from esper.tolaria.fork_trial import ForkTrial
+from esper.tolaria.settings import GrowthSettings
+from esper.tolaria.trials import Trial, give_optimizer, live_stage
+
+
+Removal = Literal["", "removed", "fork"]
+
+NEXT = {
+    Stage.GERMINATED: Stage.TRAINING,
+    Stage.TRAINING: Stage.GRAFTING,
+    Stage.GRAFTING: Stage.STABILIZING,
+    Stage.STABILIZING: Stage.EVALUATING,
+    Stage.EVALUATING: Stage.FOSSILIZED,
+}
+"""The stage that a seed on its way up enters after each."""
+
+
+def _nothing() -> None:
+    return None
+
+
+class Transitions:
+    """Decides transitions of seeds and carries them out when they take effect."""
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        loss_fn: LossFunction,
+        update: Update,
+        settings: GrowthSettings,
+        decisions: Decisions,
+    ) -> None:
+        self.trials: dict[int, Trial] = {}
+        self.fossils: list[Trial] = []
+        self.weights: dict[int, str] = {}
+        self.fork: ForkTrial | None = None
+        self._cooling: dict[int, Trial] = {}
+        self._lattice = lattice
+        self._loss_fn = loss_fn
+        self._update = update
+        self._settings = settings
+        self._decisions = decisions
+
+    @property
+    def fossil_parameters(self) -> int:
+        """Parameters that all fossils together have added to the host."""
+        return sum(p.numel() for trial in self.fossils for p in trial.seed.parameters)
+
+    def mark(self) -> None:
+        """Remember, for a fork, what the next live step starts from."""
+        if self.fork is not None:
+            self.fork.mark()
+
+    def germinate(self, trial: Trial, step: int, reason: str) -> None:
+        """Decide that ``trial`` begins."""
+        self.trials[trial.seed.id] = trial
+
+        def apply(at: int) -> Effect:
+            self._lattice.germinate(trial.seed)
+            return self._entered(trial, at)
+
+        def drop() -> None:
+            del self.trials[trial.seed.id]
+
+        self._decide(trial, step, Stage.GERMINATED, reason, apply, lapsed=drop)
+
+    def advance(self, trial: Trial, step: int, reason: str) -> None:
+        """Decide that ``trial`` enters the stage after its own."""
+        source = live_stage(self._lattice, trial)
+        effects: dict[Stage, Callable[[Trial], None]] = {
+            Stage.GERMINATED: self._start_training,
+            Stage.TRAINING: self._start_graft,
+            Stage.GRAFTING: lambda t: self._lattice.advance(t.seed, Stage.STABILIZING),
+            Stage.STABILIZING: lambda t: self._lattice.advance(
+                t.seed, Stage.EVALUATING
+            ),
+            Stage.EVALUATING: self._fossilize,
+        }
+
+        def apply(at: int) -> Effect:
+            effects[source](trial)
+            return self._entered(trial, at)
+
+        self._decide(trial, step, NEXT[source], reason, apply)
+
+    def cull(
+        self, trial: Trial, step: int, reason: str, delay: int | None = None
+    ) -> None:
+        """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path."""
+        blended = live_stage(self._lattice, trial) in BLENDED
+
+        def apply(at: int) -> Effect:
+            effect = self._entered(trial, at)
+            self._take_out(trial)
+            self._cool_down(trial, at)
+            return effect
+
+        removal: Removal = "fork" if blended else "removed"
+        self._decide(
+            trial, step, Stage.CULLED, reason, apply, removal=removal, delay=delay
+        )
+
+    def retry_cooldowns(self, step: int) -> None:
+        """Decide again what a silent log let lapse on a culled seed's way back to DORMANT."""
+        for trial in list(self._cooling.values()):
+            if not self._decisions.pending(trial.seed.id):
+                self._cool_down(trial, step)
+
+    def _start_training(self, trial: Trial) -> None:
+        give_optimizer(self._lattice, trial.seed, self._settings.seed_lr_scale)
+        self._lattice.advance(trial.seed, Stage.TRAINING)
+
+    def _start_graft(self, trial: Trial) -> None:
+        lattice = self._lattice
+        fork = ForkTrial(lattice.model, lattice.optimizer, self._loss_fn, self._update)
+        fork.grafted(
+            lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps))
+        )
+        self.fork = fork
+
+    def _fossilize(self, trial: Trial) -> None:
+        self._end_fork(adopt=False)
+        self._lattice.fossilize(trial.seed)
+        self.fossils.append(trial)
+        del self.trials[trial.seed.id]
+
+    def _take_out(self, trial: Trial) -> None:
+        blended = live_stage(self._lattice, trial) in BLENDED
+        if blended:
+            self._end_fork(adopt=True)
+        self._lattice.remove(trial.seed)
+        self._lattice.advance(trial.seed, Stage.CULLED)
+        self._lattice.forget(trial.seed)
+        self._cooling[trial.seed.id] = self.trials.pop(trial.seed.id)
+
+    def _end_fork(self, *, adopt: bool) -> None:
+        if self.fork is not None:
+            if adopt:
+                self.fork.adopt()
+            else:
+                self.fork.discard()
+        self.fork = None
+
+    def _cool_down(self, trial: Trial, step: int) -> None:
+        """Decide the next step of a culled seed's way back: embargo first, then dormant."""
+        embargoed = live_stage(self._lattice, trial) is Stage.EMBARGOED
+        target = Stage.DORMANT if embargoed else Stage.EMBARGOED
+
+        def apply(at: int) -> Effect:
+            self._lattice.advance(trial.seed, target)
+            if target is Stage.EMBARGOED:
+                self._cool_down(trial, at)
+            else:
+                del self._cooling[trial.seed.id]
+            return Effect(self.weights[trial.seed.id])
+
+        reason = "the slot has cooled down" if embargoed else "the slot cools down"
+        delay = self._settings.embargo if embargoed else None
+        self._decide(trial, step, target, reason, apply, delay=delay)
+
+    def _entered(self, trial: Trial, step: int) -> Effect:
+        trial.since = step
+        digest = model_digest(trial.seed.body)
+        self.weights[trial.seed.id] = digest
+        return Effect(digest)
+
+    def _decide(
+        self,
+        trial: Trial,
+        step: int,
+        target: Stage,
+        reason: str,
+        apply: Callable[[int], Effect],
+        *,
+        lapsed: Callable[[], None] = _nothing,
+        removal: Removal = "",
+        delay: int | None = None,
+    ) -> None:
+        source = live_stage(self._lattice, trial)
+        change = Change(
+            seed=trial.seed.id,
+            slot=trial.seed.slot.id,
+            blueprint=trial.seed.blueprint,
+            source=source,
+            target=target,
+            reason=reason,
+            apply=apply,
+            still_holds=lambda: live_stage(self._lattice, trial) is source,
+            lapsed=lapsed,
+            removal=removal,
+        )
+        self._decisions.decide(step, change, delay)
