@@ -1,0 +1,143 @@
+"""One NATS connection on an event loop of its own, offered as calls that end in time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import nats.errors
+from nats.aio.client import Client
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
+
+from esper.log.endpoint import Endpoint
+from esper.log.errors import RefusedError, StoreUnavailableError
+
+T = TypeVar("T")
+
+_GRACE_SECONDS = 1.0
+"""How much longer than its own deadline a call may keep its thread waiting."""
+
+
+class Connection:
+    """A connection that is never repaired: when it is lost, its owner makes another.
+
+    Every call has a deadline of ``timeout`` seconds, since futures of nats-py may have none. No
+    callback of nats-py prints anything. Raises ``StoreUnavailableError``.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout: float = 5.0) -> None:
+        self.name = endpoint.name
+        self.timeout = timeout
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_ignore)
+        self._thread = threading.Thread(target=self._run, name="esper-nats", daemon=True)
+        self._thread.start()
+        self._client = Client()
+        self.js: JetStreamContext = self._client.jetstream(timeout=timeout)
+        try:
+            self.call(lambda: self._connect(endpoint))
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _connect(self, endpoint: Endpoint) -> None:
+        await self._client.connect(
+            endpoint.url,
+            error_cb=_ignore_error,
+            name="esper",
+            allow_reconnect=False,
+            connect_timeout=2,
+            reconnect_time_wait=0,
+            max_reconnect_attempts=1,
+            ping_interval=20,
+            tls=endpoint.tls(),
+            user_credentials=None if endpoint.credentials is None else str(endpoint.credentials),
+            nkeys_seed=None if endpoint.nkey is None else str(endpoint.nkey),
+            nkeys_seed_str=endpoint.seed,
+        )
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message."""
+        return self._client.max_payload
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is known to be gone."""
+        return not self._client.is_connected
+
+    def request(self, subject: str, payload: bytes = b"") -> bytes:
+        """The data of the first answer to ``payload`` on ``subject``."""
+
+        async def ask() -> bytes:
+            answer = await self._client.request(subject, payload, timeout=self.timeout)
+            return answer.data
+
+        return self.call(ask)
+
+    def call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Run ``work`` on the loop; raises ``RefusedError`` for an answer that is a refusal."""
+        future = asyncio.run_coroutine_threadsafe(self._deadline(work), self._loop)
+        try:
+            return future.result(self.timeout + _GRACE_SECONDS)
+        except ServiceUnavailableError as error:
+            raise StoreUnavailableError(f"{self.name}: JetStream is not available") from error
+        except NoStreamResponseError as error:
+            raise StoreUnavailableError(f"{self.name}: no stream answered") from error
+        except APIError as error:
+            raise _refusal(self.name, error) from error
+        except TimeoutError as error:
+            future.cancel()
+            raise StoreUnavailableError(
+                f"{self.name}: no answer within {self.timeout:g} s"
+            ) from error
+        except (nats.errors.Error, OSError) as error:
+            raise StoreUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
+
+    async def _deadline(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await asyncio.wait_for(work(), self.timeout)
+
+    def close(self) -> None:
+        """Close the connection and end the loop, whatever state they are in."""
+        if self._loop.is_closed():
+            return
+        ending = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+        try:
+            ending.result(2 * _GRACE_SECONDS)
+        except TimeoutError:
+            ending.cancel()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_GRACE_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _finish(self) -> None:
+        """Close, then cancel what nats-py left running: a pending task would be reported."""
+        try:
+            await asyncio.wait_for(self._client.close(), _GRACE_SECONDS)
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            await _ignore_error(error)
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refusal(name: str, error: APIError) -> RefusedError:
+    reason = error.description or type(error).__name__
+    return RefusedError(f"{name}: {reason}", error.code or 0, error.err_code or 0)
+
+
+async def _ignore_error(_: Exception) -> None:
+    """Errors reach the caller through its own call; nats-py would print them as well."""
+
+
+def _ignore(_: asyncio.AbstractEventLoop, __: dict[str, object]) -> None:
+    """As above, for what asyncio finds in abandoned tasks."""

@@ -1,0 +1,43 @@
+"""Everything that can go wrong with a log, under one base class.
+
+Messages say what was found, what was wanted and what to do; they never hold credentials.
+"""
+
+from __future__ import annotations
+
+
+class LogError(Exception):
+    """Base of every error that ``esper.log`` raises."""
+
+
+class ConflictError(LogError):
+    """A second writer, or a store that holds something else than this writer put there."""
+
+
+class JournalError(LogError):
+    """The local journal cannot be written or read."""
+
+
+class StoreError(LogError):
+    """The server answered, and the answer was a refusal or a damaged log."""
+
+
+class RefusedError(StoreError):
+    """JetStream's own refusal: ``code`` like HTTP's (404: no such thing), ``err_code`` NATS's."""
+
+    def __init__(self, message: str, code: int, err_code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.err_code = err_code
+
+
+class StoreUnavailableError(LogError):
+    """The server did not answer in time; what was asked of it may or may not have happened."""
+
+
+class ServerError(LogError):
+    """The embedded server could not be found, started or proved durable."""
+
+
+class LogClosedError(LogError):
+    """An event was appended after the log was closed or its run had ended."""

@@ -1,0 +1,267 @@
+"""A run's log as its trainer uses it: hand events over, go on, be told when they are durable."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esper_events.codec import encode_event
+from esper_events.errors import CodecError
+from esper_events.events import Event, Record, ReplicaChanged, RunEnded
+from esper_events.keys import SigningKey
+
+from esper.log.errors import LogClosedError, LogError
+from esper.log.replica import NO_REPLICA, Replica, ReplicaState
+from esper.log.store import Store, StoreSource
+from esper.log.ticket import Ticket
+from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
+
+Acknowledgement = Literal["journal", "jetstream"]
+
+_EXIT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class LogSummary:
+    """What a closed log holds: ``head`` is the last segment's SHA-256 in hex, ``behind`` the
+    number of segments that the server lacks."""
+
+    events: int
+    segments: int
+    head: str
+    behind: int
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A segment that is in the journal: its number, who waits for it, what it says."""
+
+    segment: int
+    tickets: list[Ticket]
+    records: list[Record]
+
+
+class EventLog:
+    """Signs, stores and copies the events of one run; the calling thread waits for none of it.
+
+    A background thread seals what has gathered into one segment, appends it to the journal
+    (which syncs), and acknowledges; what arrives meanwhile forms the next segment. A replica
+    follows on a thread of its own. With ``ack="jetstream"`` a ticket is acknowledged only when
+    the server has its segment too, and a ``replica`` is required.
+
+    The journal may hold the beginning of this log, written under the same key: it is verified and
+    continued. ``run_dir`` is where the signed checkpoint goes; None for a log without one.
+
+    Raises ``LogError`` for arguments that do not fit, ``JournalError`` for a damaged journal.
+    """
+
+    def __init__(
+        self,
+        journal: Store,
+        key: SigningKey,
+        log_id: str,
+        replica: StoreSource | None = None,
+        ack: Acknowledgement = "journal",
+        *,
+        run_dir: Path | None = None,
+    ) -> None:
+        if ack == "jetstream" and replica is None:
+            raise LogError('ack="jetstream" needs a server: give a replica, or ack="journal"')
+        self.log_id = log_id
+        self.failure: BaseException | None = None
+        """Why nothing is acknowledged any more; None while the log works."""
+        self._ack = ack
+        self._journal = journal
+        self._writer = SegmentWriter(journal, key, log_id, run_dir)
+        self._records = self._writer.replayed
+        self._next_index = len(self._records)
+        self._latest = Ticket(self._next_index, 0)
+        self._latest.acknowledge()
+        self._ended = bool(self._records) and isinstance(self._records[-1].event, RunEnded)
+        self._closing = False
+        self._summary: LogSummary | None = None
+        self._arrived = threading.Condition(threading.Lock())
+        self._queue: deque[Pending] = deque()
+        self._in_flight: list[Pending] = []
+        self._unsettled: deque[_Written] = deque()
+        self._shipped = 0
+        self._owner = os.getpid()
+        self._replica_name = "" if replica is None else replica.name
+        self._replica = None if replica is None else self._follow(replica)
+        self._thread = threading.Thread(target=self._run, name="esper-log", daemon=True)
+        self._thread.start()
+        atexit.register(self._close_at_exit)
+
+    def _follow(self, source: StoreSource) -> Replica:
+        return Replica(
+            source, self._journal, on_change=self._note_replica, on_shipped=self._hear_shipped
+        )
+
+    def append(self, *events: Event) -> Ticket:
+        """Hand ``events`` over as neighbours in the log; never waits, safe from any thread.
+
+        When the log has failed the ticket has failed too. Raises ``LogError`` for an event that
+        cannot be encoded or too many bytes at once, ``LogClosedError`` after ``close`` or after
+        the run's end.
+        """
+        try:
+            encoded = [encode_event(event) for event in events]
+        except CodecError as error:
+            raise LogError(str(error)) from error
+        if framed_size(encoded) > MAX_APPEND_BYTES:
+            raise LogError(
+                f"got {framed_size(encoded)} bytes of events in one append, at most "
+                f"{MAX_APPEND_BYTES} fit a segment: append them in parts"
+            )
+        ends = bool(events) and isinstance(events[-1], RunEnded)
+        with self._arrived:
+            if self._closing or self._ended:
+                what = "closed" if self._closing else "at the end of its run"
+                raise LogClosedError(f"log {self.log_id} is {what}: no event can be appended")
+            if os.getpid() != self._owner:
+                raise LogError(f"log {self.log_id} belongs to the process that opened it")
+            return self._enqueue(encoded, ends)
+
+    def _enqueue(self, encoded: list[bytes], ends: bool) -> Ticket:
+        ticket = Ticket(self._next_index, len(encoded))
+        if self.failure is not None:
+            ticket.fail(self.failure)
+        elif not encoded:
+            ticket.acknowledge()
+            return ticket
+        else:
+            self._next_index += len(encoded)
+            self._ended = ends
+            self._queue.append(Pending(ticket, encoded))
+            self._arrived.notify()
+        self._latest = ticket
+        return ticket
+
+    def records(self, start: int = 0) -> list[Record]:
+        """The acknowledged records from index ``start`` on, in order."""
+        return self._records[start:]
+
+    def flush(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds until all that was appended is settled; whether the
+        last of it is acknowledged."""
+        return self._latest.wait(timeout)
+
+    @property
+    def replica_state(self) -> ReplicaState:
+        """Where the server's copy stands."""
+        return NO_REPLICA if self._replica is None else self._replica.state
+
+    def close(self, timeout: float = 10.0) -> LogSummary:
+        """Write what is left, wait at most ``timeout`` seconds for disk and server, let go.
+
+        A server that is away never makes this fail; a failed journal shows in ``failure``.
+        """
+        if self._summary is not None:
+            return self._summary
+        deadline = time.monotonic() + timeout
+        with self._arrived:
+            self._closing = True
+            self._arrived.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._fail(LogError(f"log {self.log_id}: the disk did not answer in {timeout:g} s"))
+        behind = 0
+        if self._replica is not None:
+            self._replica.finish(deadline - time.monotonic())
+            behind = self._replica.state.behind
+            self._abandon(behind)
+        self._summary = LogSummary(
+            self._writer.events, self._journal.count, self._writer.head.hex(), behind
+        )
+        if not self._thread.is_alive():
+            self._journal.close()
+        atexit.unregister(self._close_at_exit)
+        return self._summary
+
+    def _close_at_exit(self) -> None:
+        """The interpreter ends with the log open: keep what was handed over, in bounded time."""
+        if os.getpid() == self._owner:
+            self.close(_EXIT_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._commit(batch)
+                self._writer.checkpoint()
+            self._writer.checkpoint(now=True)
+        except BaseException as error:  # noqa: BLE001 - kept for the trainer, and tickets tell it
+            self._fail(error)
+
+    def _next_batch(self) -> list[Pending]:
+        """What has gathered, up to a segment's size; empty when the log is closing."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._queue or self._closing)
+            batch: list[Pending] = []
+            size = 0
+            while self._queue and (not batch or size + self._queue[0].size <= BATCH_BYTES):
+                batch.append(self._queue.popleft())
+                size += batch[-1].size
+            self._in_flight = batch
+            return batch
+
+    def _commit(self, batch: list[Pending]) -> None:
+        records = self._writer.write([event for pending in batch for event in pending.events])
+        written = _Written(self._journal.count - 1, [p.ticket for p in batch], records)
+        with self._arrived:
+            self._in_flight = []
+            self._unsettled.append(written)
+            self._settle()
+        if self._replica is not None:
+            self._replica.wake()
+
+    def _settle(self) -> None:
+        """Acknowledge, in order, what is as durable as was asked for."""
+        while self._unsettled:
+            first = self._unsettled[0]
+            if self._ack == "jetstream" and first.segment >= self._shipped:
+                return
+            self._unsettled.popleft()
+            self._records.extend(first.records)
+            for ticket in first.tickets:
+                ticket.acknowledge()
+
+    def _hear_shipped(self, count: int) -> None:
+        with self._arrived:
+            self._shipped = count
+            self._settle()
+
+    def _note_replica(self, state: ReplicaState) -> None:
+        """Put the replica's standing on the record, where the log can still take it."""
+        event = ReplicaChanged(
+            time=time.time(),
+            replica=self._replica_name,
+            state="level" if state.standing == "level" else "lagging",
+            behind=state.behind,
+            reason=state.reason,
+        )
+        with self._arrived:
+            if self._next_index and not (self._closing or self._ended):
+                self._enqueue([encode_event(event)], ends=False)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._arrived:
+            self.failure = error
+            waiting = [p.ticket for p in (*self._in_flight, *self._queue)]
+            self._queue.clear()
+            for ticket in waiting:
+                ticket.fail(error)
+
+    def _abandon(self, behind: int) -> None:
+        """With ``ack="jetstream"``: what the server did not take is not acknowledged."""
+        with self._arrived:
+            error = LogError(f"the server did not take the last {behind} segments before close")
+            for written in self._unsettled:
+                for ticket in written.tickets:
+                    ticket.fail(error)
+            self._unsettled.clear()

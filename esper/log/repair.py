@@ -1,0 +1,107 @@
+"""Completing the server's copy of a run after the run has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_events.chain import ChainVerifier
+from esper_events.errors import ChainError
+from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.segment import segment_hash
+
+from esper.log.errors import ConflictError, JournalError
+from esper.log.locks import FileLock
+from esper.log.sources import source_for
+from esper.log.store import RemoteStore
+from esper.log.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done: ``sent`` of ``segments`` went to ``server``, which now holds them all.
+
+    ``damage`` tells why the journal was good only up to there; "" when it was whole.
+    """
+
+    server: str
+    segments: int
+    sent: int
+    damage: str = ""
+
+    def __str__(self) -> str:
+        done = (
+            f"the copy on {self.server} was whole"
+            if not self.sent
+            else f"{self.sent} segments sent"
+        )
+        text = f"{done}; {self.server} holds all {self.segments}, equal to the journal's"
+        return f"{text}; the journal is damaged behind them: {self.damage}" if self.damage else text
+
+
+def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None) -> Repair:
+    """Send the segments that the server lacks, after comparing every one that it holds.
+
+    The server is the workspace's own, or the user's at the URL ``nats``. The journal is only
+    read. Raises ``LogError``: no journal, a run that is still being written, a server that does
+    not answer, or one that holds something else.
+    """
+    path = run_dir / JOURNAL
+    if not path.is_file():
+        raise JournalError(f"{run_dir} holds no journal ({path} is missing)")
+    with FileLock(path) as lock:
+        if not lock.acquire():
+            raise ConflictError(
+                f"{path} is being written by a run, which keeps its copy level by itself"
+            )
+        log, hashes, damage = _survey(path)
+        source = source_for(log, workspace, nats)
+        try:
+            store = source.connect()
+            try:
+                sent = _complete(store, path, hashes)
+            finally:
+                store.close()
+        finally:
+            source.close()
+    return Repair(source.name, len(hashes), sent, damage)
+
+
+def _survey(path: Path) -> tuple[str, list[bytes], str]:
+    """The log id, the hashes of the good segments, and what ended them."""
+    chain, hashes, damage = ChainVerifier(), [], ""
+    try:
+        for at, segment in _frames(path):
+            chain.accept(segment, at)
+            hashes.append(segment_hash(segment))
+    except ChainError as error:
+        damage = str(error)
+    if not hashes:
+        raise JournalError(f"{path} holds no valid segment: {damage or 'it is empty'}")
+    return chain.log, hashes, damage
+
+
+def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for offset, segment in read_frames(file):
+            yield offset + LENGTH.size, segment
+
+
+def _complete(store: RemoteStore, path: Path, hashes: list[bytes]) -> int:
+    held = store.count
+    if held > len(hashes):
+        raise ConflictError(
+            f"the server holds {held} segments, the journal {len(hashes)} good ones: the journal "
+            "is the damaged copy; nothing was sent"
+        )
+    for position, segment in enumerate(store.read()):
+        if segment_hash(segment) != hashes[position]:
+            raise ConflictError(
+                f"segment {position} on the server is not the journal's: another writer has used "
+                "this log id, or the server's store is damaged; nothing was sent"
+            )
+    for position, (_, segment) in enumerate(_frames(path)):
+        if held <= position < len(hashes):
+            store.append(position, segment)
+    return len(hashes) - held

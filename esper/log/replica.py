@@ -1,0 +1,161 @@
+"""Keeps the server's copy of a log level with the journal, for as long as the run lasts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from esper.log.errors import ConflictError, LogError
+from esper.log.store import RemoteStore, Store, StoreSource
+
+_FIRST_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 2.0
+_CHECK_SECONDS = 1.0
+
+Standing = Literal["none", "connecting", "level", "lagging"]
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """Where the copy stands: ``behind`` segments are not on the server, for ``reason``."""
+
+    standing: Standing
+    behind: int
+    reason: str = ""
+
+
+NO_REPLICA = ReplicaState("none", 0)
+
+
+class Replica:
+    """Ships the journal's segments in order, on a thread of its own, and never gives up.
+
+    ``on_change`` hears when the copy falls behind and when it is level again; ``on_shipped``
+    hears how many segments the server has acknowledged. Both are called on the replica's thread.
+    """
+
+    def __init__(
+        self,
+        source: StoreSource,
+        journal: Store,
+        *,
+        on_change: Callable[[ReplicaState], None],
+        on_shipped: Callable[[int], None],
+    ) -> None:
+        self.name = source.name
+        self._source = source
+        self._journal = journal
+        self._on_change = on_change
+        self._on_shipped = on_shipped
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._hurried = False
+        self._shipped = 0
+        self._standing: Standing = "connecting"
+        self._reason = ""
+        self._thread = threading.Thread(target=self._run, name="esper-replica", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> ReplicaState:
+        """Where the copy stands now."""
+        return ReplicaState(self._standing, self._journal.count - self._shipped, self._reason)
+
+    def wake(self) -> None:
+        """The journal has grown."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def finish(self, timeout: float) -> None:
+        """Wait at most ``timeout`` seconds for the copy to be level, then stop."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._shipped >= self._journal.count, max(0.0, timeout))
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(max(0.5, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        delay = _FIRST_RETRY_SECONDS
+        while not self._stopping:
+            before = self._shipped
+            try:
+                self._follow()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on without
+                if self._shipped > before:
+                    delay = _FIRST_RETRY_SECONDS
+                self._fall_behind(error)
+                self._pause(delay)
+                delay = min(2 * delay, _LONGEST_RETRY_SECONDS)
+        self._source.close()
+
+    def _follow(self) -> None:
+        """Ship over one connection until the run stops or the connection fails."""
+        store = self._source.connect()
+        try:
+            self._compare(store)
+            while not self._stopping:
+                self._ship(store)
+                self._rest(store)
+        finally:
+            store.close()
+
+    def _compare(self, store: RemoteStore) -> None:
+        """What the server already holds must end as our journal does up to there."""
+        held = store.count
+        if held > self._journal.count:
+            raise ConflictError(
+                f"{self.name}: the server holds {held} segments of this run, the journal "
+                f"{self._journal.count}: another writer has this run"
+            )
+        if held and next(store.read(held - 1)) != next(self._journal.read(held - 1)):
+            raise ConflictError(
+                f"{self.name}: segment {held - 1} on the server is not the journal's: another "
+                "writer has this run, or the store was replaced"
+            )
+        self._advance(held)
+
+    def _ship(self, store: RemoteStore) -> None:
+        for segment in self._journal.read(store.count):
+            if self._stopping:
+                return
+            store.append(store.count, segment)
+            self._advance(store.count)
+        if store.count == self._journal.count:
+            self._be_level()
+
+    def _advance(self, count: int) -> None:
+        with self._changed:
+            self._shipped = count
+            self._changed.notify_all()
+        self._on_shipped(count)
+
+    def _rest(self, store: RemoteStore) -> None:
+        """Wait for the journal to grow, and look now and then whether the server is there."""
+        with self._changed:
+            if not self._stopping and self._journal.count == store.count:
+                self._changed.wait(_CHECK_SECONDS)
+        store.check()
+
+    def _be_level(self) -> None:
+        caught_up = self._standing == "lagging"
+        self._standing, self._reason = "level", ""
+        if caught_up:
+            self._on_change(self.state)
+
+    def _fall_behind(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}"
+        first = self._standing != "lagging"
+        self._standing, self._reason = "lagging", reason
+        if first and not self._stopping:
+            self._on_change(self.state)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._hurried, seconds)
+            self._hurried = False

@@ -1,0 +1,76 @@
+"""Opening the log of a new run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from esper_events.framing import JOURNAL
+
+from esper.log.durability import is_proved
+from esper.log.endpoint import Endpoint
+from esper.log.errors import LogError
+from esper.log.event_log import Acknowledgement, EventLog
+from esper.log.journal import JournalStore
+from esper.log.repair import repair_replica
+from esper.log.sources import source_for
+from esper.log.stream import check_log_id
+from esper.log.workspace import Workspace
+
+__all__ = ["TRAINER_KEY", "open_run_log", "repair_replica"]
+
+_logger = logging.getLogger("esper.log")
+
+TRAINER_KEY = "trainer.pub"
+"""The public key of the run's writer, in its directory, to be compared or pinned."""
+
+
+def open_run_log(
+    run_dir: Path,
+    *,
+    log_id: str,
+    workspace: Workspace,
+    nats: str | None = None,
+    ack: Acknowledgement = "journal",
+    accept_unproved: bool = False,
+) -> EventLog:
+    """The log of a new run: journal in ``run_dir``, copy on a server.
+
+    The server is the workspace's own, or the user's at the URL ``nats``. A user's server that
+    cannot be shown to sync every message is warned of; with ``ack="jetstream"`` it is refused
+    unless ``accept_unproved``.
+
+    Raises ``LogError`` when ``run_dir`` holds a journal already or cannot be written, when the log
+    id, the URL or the workspace's key is unusable, or when there is no nats-server to start.
+    """
+    check_log_id(log_id)
+    if (run_dir / JOURNAL).exists():
+        raise LogError(
+            f"{run_dir} already holds the journal of a run; choose another run directory"
+        )
+    source = source_for(log_id, workspace, nats)
+    if nats is not None:
+        _weigh_durability(Endpoint.of_user(nats), ack, accept_unproved)
+    key = workspace.key()
+    journal = JournalStore(run_dir / JOURNAL.parent)
+    try:
+        key.public.save(run_dir / TRAINER_KEY)
+        return EventLog(journal, key, log_id, source, ack, run_dir=run_dir)
+    except BaseException as error:
+        journal.close()
+        if isinstance(error, OSError):
+            raise LogError(f"cannot write in {run_dir}: {error}") from error
+        raise
+
+
+def _weigh_durability(endpoint: Endpoint, ack: Acknowledgement, accept_unproved: bool) -> None:
+    if is_proved(endpoint):
+        return
+    doubt = (
+        f"{endpoint.name}: nothing shows that this server syncs every message to disk "
+        "(jetstream sync_interval: always); set ESPER_NATS_MONITOR to its monitoring URL to "
+        "prove it"
+    )
+    if ack == "jetstream" and not accept_unproved:
+        raise LogError(f'{doubt}, accept it explicitly, or use ack="journal"')
+    _logger.warning("%s; the local journal does not depend on it", doubt)

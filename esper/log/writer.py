@@ -1,0 +1,132 @@
+"""Turns batches of encoded events into signed segments in the journal, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_events.chain import ChainVerifier
+from esper_events.checkpoint import Checkpoint, write_checkpoint
+from esper_events.codec import decode_event
+from esper_events.errors import ChainError
+from esper_events.events import Record
+from esper_events.keys import SigningKey
+from esper_events.segment import MAX_SEGMENT_BYTES, seal, segment_hash
+
+from esper.log.errors import JournalError, LogError
+from esper.log.store import Store
+from esper.log.ticket import Ticket
+
+BATCH_BYTES = 512 << 10
+"""A segment takes no further append beyond this size; a NATS server takes 1 MiB by default."""
+MAX_APPEND_BYTES = MAX_SEGMENT_BYTES - (64 << 10)
+"""Largest sum of encoded events in one append: it must fit one segment."""
+
+_LENGTH_BYTES = 4
+_CHECKPOINT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One append that waits for its segment."""
+
+    ticket: Ticket
+    events: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a segment."""
+        return framed_size(self.events)
+
+
+def framed_size(events: Sequence[bytes]) -> int:
+    """Bytes of ``events`` in a segment, each behind its length."""
+    return sum(map(len, events)) + _LENGTH_BYTES * len(events)
+
+
+class SegmentWriter:
+    """The end of one log: seals what comes next, and signs checkpoints of what is durable.
+
+    Not thread safe: one thread writes. A segment that the verifier would refuse for what it says
+    is never written.
+    """
+
+    def __init__(
+        self, journal: Store, key: SigningKey, log_id: str, run_dir: Path | None = None
+    ) -> None:
+        self._journal = journal
+        self._key = key
+        self._log = log_id
+        self._run_dir = run_dir
+        chain = ChainVerifier(key.public)
+        self.replayed: list[Record] = []
+        """What the journal held already."""
+        try:
+            for segment in journal.read():
+                self.replayed += chain.accept(segment)
+        except ChainError as error:
+            raise JournalError(f"the log cannot be continued: {error}") from error
+        if chain.segments and chain.log != log_id:
+            raise LogError(f"the journal holds log {chain.log!r}, wanted {log_id!r}")
+        self._head = chain.head
+        self._tree = chain.tree
+        self._rules = chain.rules
+        self._checkpointed = chain.events
+        self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
+
+    @property
+    def events(self) -> int:
+        """Number of events in the journal."""
+        return self._tree.size
+
+    @property
+    def head(self) -> bytes:
+        """SHA-256 of the last segment, zeros before the first."""
+        return self._head
+
+    def write(self, events: Sequence[bytes]) -> list[Record]:
+        """Seal ``events`` and append them to the journal; durable on return.
+
+        The records are decoded from the bytes that were signed. Raises ``LogError`` for events
+        that cannot stand there, and what the journal raises.
+        """
+        records = [self._record(position, data) for position, data in enumerate(events)]
+        segment = seal(
+            events,
+            log=self._log,
+            first_index=self.events,
+            previous=self._head,
+            key=self._key,
+        )
+        self._journal.append(self._journal.count, segment)
+        self._head = segment_hash(segment)
+        for data in events:
+            self._tree.append(data)
+        return records
+
+    def _record(self, position: int, data: bytes) -> Record:
+        record = Record(self.events + position, decode_event(data))
+        reason = self._rules.admit(record.event)
+        if reason is not None:
+            raise LogError(f"event {record.index} of log {self._log} was not written: {reason}")
+        return record
+
+    def checkpoint(self, *, now: bool = False) -> None:
+        """Sign the current size and root into the run's directory.
+
+        At most once a second, unless ``now``. Raises ``JournalError`` when it cannot be written.
+        """
+        stale = self._checkpointed < self.events
+        if self._run_dir is None or not stale:
+            return
+        if not now and time.monotonic() < self._checkpoint_due:
+            return
+        note = Checkpoint(self._log, self.events, self._tree.root()).sign(self._key)
+        try:
+            write_checkpoint(self._run_dir, note)
+        except OSError as error:
+            raise JournalError(f"cannot write {self._run_dir}/checkpoint: {error}") from error
+        self._checkpointed = self.events
+        self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
