@@ -1,0 +1,105 @@
+"""The history in words."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+from esper_events.events import (
+    BlueprintRegistered,
+    Event,
+    GateMeasured,
+    PlateauDetected,
+    Record,
+    ReplicaChanged,
+    RunEnded,
+    TransitionApplied,
+    TransitionDecided,
+)
+from esper_events.stages import Gate, Stage
+from esper_events.words import describe
+from hypothesis import given
+from hypothesis import strategies as st
+
+EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, typing.get_args(Event)))
+
+
+@given(st.integers(0, 10**9), EVENTS)
+def test_every_event_has_one_printable_line(index: int, event: Event) -> None:
+    line = describe(Record(index, event))
+    assert line.isprintable()
+    assert str(index) in line
+    assert len(line) <= 500
+
+
+def test_text_from_a_log_cannot_steer_a_terminal() -> None:
+    event = BlueprintRegistered(time=0.0, blueprint="b", name="\x1b[2J\u202eevil\nline", body=b"")
+    line = describe(Record(0, event))
+    assert "\x1b" not in line
+    assert "\u202e" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            PlateauDetected(time=0.0, step=300, figures={"slope": -1e-5, "loss": 0.25}),
+            "step 300: held-out loss has stopped falling [slope -1e-05, loss 0.25]",
+        ),
+        (
+            GateMeasured(
+                time=0.0,
+                step=9,
+                seed=2,
+                gate=Gate.FORK,
+                passed=False,
+                reason="interval holds zero",
+                figures={},
+            ),
+            "step 9: seed 2 fails the fork gate: interval holds zero",
+        ),
+        (
+            TransitionDecided(
+                time=0.0,
+                decision=4,
+                step=9,
+                at_step=10,
+                seed=2,
+                slot="fc1",
+                blueprint="0123456789abcdef",
+                source=Stage.EVALUATING,
+                target=Stage.CULLED,
+                reason="fork gate",
+                removal="fork",
+            ),
+            "step 9: decision 4: seed 2 (0123456789ab) in fc1 goes from evaluating to culled "
+            "by fork at step 10: fork gate",
+        ),
+        (
+            TransitionApplied(time=0.0, decision=4, step=10, seed_weights="", steps_lost=1),
+            "step 10: decision 4 applied, 1 step lost",
+        ),
+        (
+            ReplicaChanged(
+                time=0.0, replica="jetstream", state="lagging", behind=3, reason="no answer"
+            ),
+            "copy of the log on jetstream is lagging, 3 segments behind: no answer",
+        ),
+        (
+            RunEnded(
+                time=0.0,
+                step=99,
+                outcome="completed",
+                reason="",
+                final_weights="",
+                lattice="",
+                figures={"test_accuracy": 97.5},
+            ),
+            "step 99: run completed [test_accuracy 97.5]",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_some_events_in_words(event: Event, words: str) -> None:
+    assert describe(Record(7, event)) == f"    7  {words}"
