@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -25,27 +26,37 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         torch = torch_dir()
         if torch is None:
-            sys.exit("esper: no torch of 2.11 or later found; install it, or set ESPER_TORCH_DIR")
-        build = Path(self.build_temp).resolve()
+            sys.exit(
+                "esper: found no torch of 2.11 or later to build against; install one, or set "
+                "ESPER_TORCH_DIR to its folder"
+            )
+        build = build_dir(torch)
         libraries = build / "lib"
         shutil.rmtree(libraries, ignore_errors=True)
         self.cmake("-S", str(ROOT), "-B", str(build), *self.definitions(torch, libraries))
         self.cmake("--build", str(build), "--parallel", os.environ.get("MAX_JOBS", "2"))
-        extension = Path(self.get_ext_fullpath("esper.kasmina._lattice")).resolve()
-        extension.parent.mkdir(parents=True, exist_ok=True)
-        for stale in extension.parent.glob(LIBRARIES):
+        target = self.target_folder()
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in target.glob(LIBRARIES):
             stale.unlink()
         for library in libraries.iterdir():
             # Under a new name first: a running process keeps the old file.
-            fresh = extension.parent / f".{library.name}.new"
+            fresh = target / f".{library.name}.new"
             shutil.copy2(library, fresh)
-            fresh.replace(extension.parent / library.name)
+            fresh.replace(target / library.name)
+
+    def target_folder(self) -> Path:
+        if self.inplace or self.editable_mode:
+            return ROOT / "esper" / "kasmina"
+        return Path(self.build_lib).resolve() / "esper" / "kasmina"
 
     def definitions(self, torch: Path, libraries: Path) -> list[str]:
         import pybind11
 
         return [
             "-GNinja",
+            # Given each time: under build isolation ninja lies in a folder that lasts one build.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja') or 'ninja'}",
             f"-DESPER_TORCH_DIR={torch}",
             f"-DESPER_OUTPUT_DIR={libraries}",
             f"-DESPER_CUDA={os.environ.get('ESPER_CUDA', 'auto')}",
@@ -59,11 +70,18 @@ class CMakeBuild(build_ext):
         except FileNotFoundError:
             sys.exit("esper: cmake is not on PATH; pip install cmake ninja")
         except subprocess.CalledProcessError as error:
-            sys.exit(f"esper: cmake {arguments[0]} failed with status {error.returncode}, see above")
+            sys.exit(
+                f"esper: cmake {arguments[0]} failed with status {error.returncode}, see above"
+            )
 
     def get_outputs(self) -> list[str]:
-        folder = Path(self.get_ext_fullpath("esper.kasmina._lattice")).parent
-        return [str(path) for path in folder.glob("*.so")]
+        return [str(path) for path in self.target_folder().glob("*.so")]
+
+
+def build_dir(torch: Path) -> Path:
+    """CMake's folder: kept between builds, one for each interpreter environment and torch."""
+    key = hashlib.sha256(f"{sys.prefix}\n{torch}".encode()).hexdigest()[:8]
+    return ROOT / "build" / f"{sys.implementation.cache_tag}-{key}"
 
 
 setup(

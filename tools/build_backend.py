@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from find_torch import torch_dir
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
+
+from find_torch import torch_dir
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 

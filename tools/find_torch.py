@@ -49,12 +49,14 @@ def _sees_system_packages() -> bool:
     config = Path(sys.prefix, "pyvenv.cfg")
     if sys.prefix == sys.base_prefix or not config.is_file():
         return False
-    return re.search(r"(?im)^include-system-site-packages\s*=\s*true", config.read_text()) is not None
+    wanted = r"(?im)^include-system-site-packages\s*=\s*true"
+    return re.search(wanted, config.read_text()) is not None
 
 
 def _fits(torch: Path) -> bool:
-    if not (torch / "include/torch/csrc/stable/library.h").is_file():
-        return False
+    headers = torch / "include/torch/csrc/stable/library.h"
     version = torch / "version.py"
-    found = re.search(r"__version__ = '(\d+)\.(\d+)", version.read_text()) if version.is_file() else None
+    if not (headers.is_file() and version.is_file()):
+        return False
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", version.read_text())
     return found is not None and (int(found[1]), int(found[2])) >= OLDEST

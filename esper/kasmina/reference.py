@@ -28,22 +28,20 @@ def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
     Float64 of shape ``[5, x.shape[axis]]``; the first three over the finite elements of each
     feature and NaN where it has none, the fourth NaN where it has no elements.
     """
-    features = x.double().movedim(axis, 0).flatten(1) if x.dim() > 1 else x.double()[:, None]
-    return torch.stack([_column(row) for row in features], dim=1) if len(features) else _no_column(x)
+    if x.shape[axis] == 0:
+        return x.new_empty((5, 0), dtype=torch.float64)
+    features = x.double().movedim(axis, 0).reshape(x.shape[axis], x.numel() // x.shape[axis])
+    return torch.stack([_column(values) for values in features], dim=1)
 
 
 def _column(values: Tensor) -> Tensor:
     finite = values[values.isfinite()]
-    nan = float("nan")
-    mean = variance = largest = nan
+    mean = variance = largest = zeros = float("nan")
     if len(finite):
         mean = float(finite.mean())
         variance = float((finite - mean).square().mean())
         largest = float(finite.abs().max())
-    zeros = float((values == 0).double().mean()) if len(values) else nan
+    if len(values):
+        zeros = float((values == 0).double().mean())
     non_finite = float(len(values) - len(finite))
     return values.new_tensor([mean, variance, largest, zeros, non_finite])
-
-
-def _no_column(x: Tensor) -> Tensor:
-    return x.new_empty((5, 0), dtype=torch.float64)

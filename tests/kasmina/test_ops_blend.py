@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tensors import DTYPES, same_bits, shapes, tensors
 from torch import Tensor
 
 from esper.kasmina import ops, reference
+from support.tensors import DTYPES, same_bits, shapes, tensors
 
 ALPHA_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: 2**-23, torch.float64: 2**-51, torch.bfloat16: 2**-8}
@@ -106,10 +106,30 @@ def test_the_result_does_not_depend_on_the_number_of_threads(dtype: torch.dtype)
 @pytest.mark.parametrize(
     ("h", "delta", "alpha", "message"),
     [
-        (torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(1), r"delta of shape \[2, 4\], wanted \[2, 3\]"),
-        (torch.zeros(2), torch.zeros(2).double(), torch.ones(1), "delta of dtype Double, wanted Float"),
-        (torch.zeros(2).int(), torch.zeros(2).int(), torch.ones(1), "h of dtype Int, wanted float32"),
-        (torch.zeros(2), torch.zeros(2), torch.ones(2), r"alpha of shape \[2\], wanted one element"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2, 4),
+            torch.ones(1),
+            r"delta of shape \[2, 4\], wanted \[2, 3\]",
+        ),
+        (
+            torch.zeros(2),
+            torch.zeros(2).double(),
+            torch.ones(1),
+            "delta of dtype Double, wanted Float",
+        ),
+        (
+            torch.zeros(2).int(),
+            torch.zeros(2).int(),
+            torch.ones(1),
+            "h of dtype Int, wanted float32",
+        ),
+        (
+            torch.zeros(2),
+            torch.zeros(2),
+            torch.ones(2),
+            r"alpha of shape \[2\], wanted one element",
+        ),
         (torch.zeros(2), torch.zeros(2), torch.ones(1).int(), "alpha of dtype Int, wanted float32"),
     ],
 )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tensors import DTYPES, same_bits, shapes, tensors
 from torch import Tensor
 
 from esper.kasmina import native, ops, reference
+from support.tensors import DTYPES, same_bits, shapes, tensors
 
 SPECIAL = [0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e30]
 

@@ -44,7 +44,7 @@ def seed_at(stage: Stage) -> SlotTable:
 
 
 def test_stages_and_transitions_are_those_of_the_contract() -> None:
-    assert STAGES == tuple(stage.value for stage in Stage)
+    assert tuple(stage.value for stage in Stage) == STAGES
     pairs = {(ORDER[source], ORDER[target]) for source, target in TRANSITIONS}
     assert pairs == {(t.source, t.target) for t in stages.TRANSITIONS}
     assert len(TRANSITIONS) == len(stages.TRANSITIONS)

