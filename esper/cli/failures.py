@@ -62,7 +62,7 @@ def run(command: click.Command, arguments: list[str] | None = None) -> int:
         return _closed_pipe()
     except SystemExit as done:  # click's own answer to a closed pipe
         return done.code if isinstance(done.code, int) else FAILED
-    except Exception as error:  # noqa: BLE001 - the last resort: nothing may reach the user raw
+    except Exception as error:  # the last resort: nothing may reach the user raw
         return _unexpected(error)
 
 

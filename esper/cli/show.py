@@ -20,11 +20,10 @@ def show(path: Path, everything: bool) -> int:
     Each line is proven before it is shown. Exit code 1 where the log is damaged: what comes
     before the damage is shown.
     """
+    from esper.cli.story import Story
     from esper_events.errors import ChainError
     from esper_events.reader import LogReader
     from esper_events.words import describe
-
-    from esper.cli.story import Story
 
     tell = describe if everything else Story().tell
     try:

@@ -21,8 +21,15 @@ from esper_events.events import (
     TransitionDecided,
     TransitionLapsed,
 )
-from esper_events.stages import Gate
+from esper_events.stages import Gate, Stage
 
+_REMOVALS = {
+    "": "",
+    "removed": " and removed without trace",
+    "fork": ", the fork goes on in its place",
+    "snapshot": ", the snapshot is restored",
+}
+_COOLING = frozenset({Stage.EMBARGOED, Stage.DORMANT})
 _TOLD_GATES = frozenset({Gate.SHADOW, Gate.FORK})
 """Gates whose figures a person wants; the others show in the transition that they allow."""
 
@@ -65,7 +72,7 @@ class Story:
             case TransitionApplied():
                 return event.step, self._applied(event)
             case TransitionLapsed():
-                return event.step, self._lapsed(event)
+                return self._lapsed(event)
             case BreakerChanged():
                 return (
                     event.step,
@@ -90,7 +97,7 @@ class Story:
         decided = self._decisions.pop(event.decision, None)
         if decided is None:
             return f"decision {event.decision} applied"
-        removal = f" by {decided.removal}" if decided.removal else ""
+        removal = _REMOVALS[decided.removal]
         lost = f", {event.steps_lost} steps lost" if event.steps_lost else ""
         why = f": {decided.reason}" if decided.reason else ""
         return (
@@ -98,12 +105,14 @@ class Story:
             f"{decided.target.value}{removal}{lost}{why}"
         )
 
-    def _lapsed(self, event: TransitionLapsed) -> str:
+    def _lapsed(self, event: TransitionLapsed) -> tuple[int, str] | None:
         decided = self._decisions.pop(event.decision, None)
-        what = f"decision {event.decision}"
-        if decided is not None:
-            what = f"{self._seed(decided.seed)} stays {decided.source.value}, the change"
-        return f"{what} lapsed: {event.reason}"
+        if decided is None:
+            return event.step, f"decision {event.decision} lapsed: {event.reason}"
+        if decided.target in _COOLING:  # Nothing about the model hung on it.
+            return None
+        seed, stays = self._seed(decided.seed), decided.source.value
+        return event.step, f"{seed} stays {stays}, the change lapsed: {event.reason}"
 
     def _gate(self, event: GateMeasured) -> str:
         verdict = "passes" if event.passed else "fails"

@@ -13,8 +13,12 @@ from esper.tolaria.observer import Outcome
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
-    """The object that ``--json`` prints; accuracies in percent."""
-    return msgspec.structs.asdict(outcome)
+    """The object that ``--json`` prints; accuracies in percent, to four decimals."""
+    fields = msgspec.structs.asdict(outcome)
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in fields.items()
+    }
 
 
 def print_summary(outcome: Outcome, console: Console | None = None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from esper_events.events import Record
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from esper.cli.story import Story
 from esper.tolaria.observer import Observer, Part, SeedRow
+from esper_events.events import Record
 
 _SEED_ROWS = 8
 _STYLES = {"training": "cyan", "grafting": "yellow", "fossilized": "green", "culled": "red"}
@@ -23,12 +24,35 @@ _STYLES = {"training": "cyan", "grafting": "yellow", "fossilized": "green", "cul
 def watching(to_stderr: bool) -> Iterator[Observer]:
     """The observer that fits where output goes; nothing is left drawing when the block ends."""
     console = Console(stderr=to_stderr, highlight=False)
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainView(console)
-        return
-    view = LiveView(console)
-    with view.live:
-        yield view
+    with _warnings_on(console):
+        if not console.is_terminal or console.is_dumb_terminal:
+            yield PlainView(console)
+            return
+        view = LiveView(console)
+        with view.live:
+            yield view
+
+
+class _Warnings(logging.Handler):
+    """Warnings of Esper's own as lines that do not tear the live view."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        self._console.print(Text(f"warning: {record.getMessage()}"), soft_wrap=True)
+
+
+@contextmanager
+def _warnings_on(console: Console) -> Iterator[None]:
+    logger, handler = logging.getLogger("esper"), _Warnings(console)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class PlainView:

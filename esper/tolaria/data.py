@@ -58,7 +58,7 @@ def load(name: str) -> Splits:
 
 def _digits() -> Splits:
     """1,797 images of 8 x 8, pixels scaled to 0..1: 797 / 250 / 350 / 400 rows."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = np.asarray(bunch.data, dtype=np.float32) / 16.0
@@ -73,7 +73,7 @@ def _digits() -> Splits:
 def _mnist1d(columns: NDArray[np.int64] | None = None) -> Splits:
     """5,000 signals of 40 samples, standardised: 3,000 / 400 / 600 rows and the 1,000 test rows
     of the original; ``columns`` permutes the samples of every signal alike."""
-    from mnist1d.data import get_dataset_args, make_dataset  # type: ignore[import-untyped]
+    from mnist1d.data import get_dataset_args, make_dataset
 
     made = make_dataset(get_dataset_args())
     x, x_test = (np.asarray(made[key], dtype=np.float32) for key in ("x", "x_test"))

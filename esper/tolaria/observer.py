@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
+
 from esper_events.events import Record
 from esper_events.stages import Stage
 

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from esper.blueprints.build import Signature, applies, build, parameter_count
 from esper.blueprints.ir import (
     Activation,
@@ -26,7 +28,6 @@ from esper.blueprints.ir import (
     Size,
 )
 from esper.blueprints.library import LIBRARY, WIDEN
-from torch.nn import functional as F
 
 SIGNATURES = {
     "mlp": Signature((64,), 0, (8,), 0),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper.blueprints.ir import (
     MAX_BYTES,
     Activation,
@@ -17,8 +20,6 @@ from esper.blueprints.ir import (
     from_bytes,
 )
 from esper.blueprints.library import LIBRARY, WIDEN
-from hypothesis import given
-from hypothesis import strategies as st
 
 OUT = Size("out")
 ENDING = Linear(0, OUT, init="zero")

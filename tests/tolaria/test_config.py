@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper.tolaria.config import (
     Config,
     ConfigError,
@@ -14,8 +17,6 @@ from esper.tolaria.config import (
     read,
     with_seed,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 HEAD = '[run]\nsteps = 10\n[data]\nname = "digits"\n'
 GOOD = HEAD + "[model]\nhidden = [8, 8]\n"
@@ -97,10 +98,12 @@ def test_each_mistake_gets_one_line_that_names_the_key(text: str, line: str) -> 
 
 @given(st.text(max_size=300) | st.text(max_size=60).map(lambda tail: GOOD + tail))
 def test_any_text_is_a_config_or_one_line(text: str) -> None:
+    told = ""
     try:
         parsed(text)
     except ConfigError as error:
-        assert len(str(error).splitlines()) == 1
+        told = str(error)
+    assert len(told.splitlines()) <= 1
 
 
 def test_a_file_is_read_and_its_mistakes_name_it(tmp_path: Path) -> None:

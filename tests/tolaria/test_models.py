@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from esper.tolaria.config import ConfigError, parse
 from esper.tolaria.models import create, mlp
-from torch import nn
 
 HEAD = '[run]\nsteps = 10\n[data]\nname = "digits"\n[model]\n'
 _numbers = itertools.count()
@@ -89,5 +90,7 @@ def test_a_failing_factory_is_told_in_one_line(tmp_path: Path, code: str, line: 
 
 def test_a_missing_module_is_told(tmp_path: Path) -> None:
     config = parse(HEAD + 'factory = "no_such_module_here:make"', tmp_path)
-    with pytest.raises(ConfigError, match="model.factory: importing 'no_such_module_here' failed"):
+    with pytest.raises(
+        ConfigError, match=r"model\.factory: importing 'no_such_module_here' failed"
+    ):
         create(config, 64, 10)
