@@ -1,6 +1,6 @@
 """A run as one file, to be audited without its directory, a server, or the trainer's key.
 
-Layout: `MAGIC`; the segments, each behind its 4-byte big-endian length; four zero bytes; the
+Layout: `MAGIC`; the segments, each behind its 4-byte big-endian length; `END`; the
 run's signed checkpoint behind its length, as the footer; nothing more. The footer is the writer's
 own: it counts the events and commits to every one, so that a cut at a segment boundary shows, and
 whoever exports needs no key.

@@ -18,8 +18,11 @@ from esper_events.segment import MAX_SEGMENT_BYTES
 JOURNAL = Path("journal") / "segments"
 """Where a run's journal lies in its directory."""
 LENGTH = struct.Struct(">I")
-END = LENGTH.pack(0)
-"""Ends the frames of a file that goes on with something else (an export)."""
+END = b"\xff\xff\xff\xff"
+"""Ends the frames of a file that goes on with something else (an export).
+
+No length that a frame may have is a single flipped bit away from it.
+"""
 
 
 def frame(segment: bytes) -> bytes:
@@ -54,9 +57,9 @@ def read_frames(
             return
         if len(prefix) < LENGTH.size:
             raise ChainError("the file ends where a segment's length is due", number, at)
-        (length,) = LENGTH.unpack(prefix)
-        if length == 0 and terminated:
+        if prefix == END and terminated:
             return
+        (length,) = LENGTH.unpack(prefix)
         if not 1 <= length <= MAX_SEGMENT_BYTES:
             reason = f"a segment of {length} bytes is claimed, wanted 1 to {MAX_SEGMENT_BYTES}"
             raise ChainError(reason, number, at)

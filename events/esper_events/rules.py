@@ -6,8 +6,12 @@ hold for every correct run, whatever its settings.
 
 from __future__ import annotations
 
+import hashlib
+
 from esper_events.events import (
+    BlueprintRegistered,
     Event,
+    LatticeDeclared,
     RunEnded,
     RunStarted,
     TransitionApplied,
@@ -27,7 +31,9 @@ class Rules:
         """Decisions that are neither applied nor lapsed, by number."""
         self._decisions: set[int] = set()
         self._stages: dict[int, Stage] = {}
-        self._slots: dict[int, str] = {}
+        self._seeds: dict[int, tuple[str, str]] = {}
+        self._slots: set[str] = set()
+        self._blueprints: set[str] = set()
 
     def admit(self, event: Event) -> str | None:
         """Take ``event`` as the next one; the reason if it cannot stand there, else None."""
@@ -40,14 +46,29 @@ class Rules:
                 else f"the log begins with {_kind(event)}, wanted run.started"
             )
         self.started = True
-        if isinstance(event, TransitionDecided):
-            return self._decide(event)
-        if isinstance(event, TransitionApplied):
-            return self._apply(event)
-        if isinstance(event, TransitionLapsed):
-            return self._close(event)
-        if isinstance(event, RunEnded):
-            return self._end(event)
+        return self._follow(event)
+
+    def _follow(self, event: Event) -> str | None:
+        reason = None
+        match event:
+            case LatticeDeclared():
+                self._slots.update(slot.id for slot in event.slots)
+            case BlueprintRegistered():
+                reason = self._register(event)
+            case TransitionDecided():
+                reason = self._decide(event)
+            case TransitionApplied():
+                reason = self._apply(event)
+            case TransitionLapsed():
+                reason = self._close(event)
+            case RunEnded():
+                reason = self._end(event)
+        return reason
+
+    def _register(self, event: BlueprintRegistered) -> str | None:
+        if hashlib.sha256(event.body).hexdigest() != event.blueprint:
+            return f"blueprint {event.name} does not have the digest that it is registered under"
+        self._blueprints.add(event.blueprint)
         return None
 
     def _decide(self, event: TransitionDecided) -> str | None:
@@ -55,9 +76,13 @@ class Rules:
             return f"decision {event.decision} is taken a second time"
         if not is_legal(event.source, event.target):
             return f"a seed never goes from {event.source.value} to {event.target.value}"
-        slot = self._slots.setdefault(event.seed, event.slot)
-        if slot != event.slot:
-            return f"seed {event.seed} lives in slot {slot}, not in {event.slot}"
+        if event.slot not in self._slots:
+            return f"slot {event.slot} was never declared"
+        if event.blueprint not in self._blueprints:
+            return f"blueprint {event.blueprint[:12]} was never registered"
+        slot, blueprint = self._seeds.setdefault(event.seed, (event.slot, event.blueprint))
+        if (slot, blueprint) != (event.slot, event.blueprint):
+            return f"seed {event.seed} is {blueprint[:12]} in slot {slot} and stays so"
         pending = any(decided.seed == event.seed for decided in self.open.values())
         # While another decision about the seed is open, its stage is settled only on applying.
         reason = None if pending else self._wrong_stage(event)

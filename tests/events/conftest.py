@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from esper_events.keys import SigningKey
-from event_runs import Run, ended, make_run, opening
+from support.event_runs import Run, ended, make_run, opening
 
 
 @pytest.fixture(scope="session")

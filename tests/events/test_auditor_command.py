@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
+import esper_events
 from esper_events.command import main
 from esper_events.keys import SigningKey
-from event_runs import Run
+from support.event_runs import Run
 
 
 def esper_verify(*arguments: object) -> Result:
@@ -94,5 +97,12 @@ for module in pkgutil.iter_modules(esper_events.__path__):
 loaded = {name.partition(".")[0] for name in sys.modules}
 print(sorted(loaded & {"torch", "nats", "esper", "numpy"}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    place = str(Path(esper_events.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": place},
+    )
     assert done.stdout == "[]\n"

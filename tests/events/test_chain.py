@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+
 from esper_events.chain import ChainVerifier
 from esper_events.codec import encode_event
 from esper_events.errors import ChainError
 from esper_events.events import PlateauDetected
 from esper_events.keys import SigningKey
 from esper_events.segment import GENESIS, seal, segment_hash
-from event_runs import Run, ended, seal_all, started
+from support.event_runs import Run, ended, seal_all, started
 
 PLATEAU = PlateauDetected(time=0.0, step=1, figures={})
 
@@ -80,7 +81,7 @@ def test_a_segment_of_another_key_is_refused(run: Run) -> None:
     verifier, thief = ChainVerifier(), SigningKey.generate()
     verifier.accept(run.segments[0])
     data = [encode_event(PLATEAU)]
-    forged = seal(data, log="run-1", first_index=2, previous=verifier.head, key=thief)
+    forged = seal(data, log="run-1", first_index=3, previous=verifier.head, key=thief)
     refuses(verifier, forged, "signed by key")
 
 
@@ -88,7 +89,7 @@ def test_a_forged_key_id_does_not_help(run: Run) -> None:
     verifier, thief = ChainVerifier(), SigningKey.generate()
     verifier.accept(run.segments[0])
     data = [encode_event(PLATEAU)]
-    forged = seal(data, log="run-1", first_index=2, previous=verifier.head, key=thief)
+    forged = seal(data, log="run-1", first_index=3, previous=verifier.head, key=thief)
     forged = forged.replace(thief.public.id, run.key.public.id)
     refuses(verifier, forged, "signature does not fit")
 
@@ -104,8 +105,8 @@ def test_a_rewritten_middle_breaks_the_link_behind_it(
     run: Run, key: SigningKey, make: Callable[..., Run]
 ) -> None:
     """Even the key's owner cannot exchange a segment without signing all that follow anew."""
-    first, second = run.groups[0][0], run.groups[0][1]
-    other = make((first, msgspec.structs.replace(second, time=9.0)), *run.groups[1:])
+    *before, last = run.groups[0]
+    other = make((*before, msgspec.structs.replace(last, time=9.0)), *run.groups[1:])
     verifier = ChainVerifier()
     verifier.accept(other.segments[0])
     refuses(verifier, run.segments[1], "hashes differ")
@@ -146,9 +147,9 @@ def test_an_event_that_is_not_canonical_is_refused_under_a_good_signature(run: R
     verifier = ChainVerifier()
     verifier.accept(run.segments[0])
     bad = encode_event(PLATEAU).replace(b"\xa4step\x01", b"\xa4step\xcc\x01")
-    data = seal([bad], log="run-1", first_index=2, previous=verifier.head, key=run.key)
+    data = seal([bad], log="run-1", first_index=3, previous=verifier.head, key=run.key)
     error = refuses(verifier, data, "canonical")
-    assert (error.segment, error.event) == (1, 2)
+    assert (error.segment, error.event) == (1, 3)
 
 
 def test_a_verifier_that_refused_accepts_nothing_more(run: Run) -> None:

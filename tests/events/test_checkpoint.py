@@ -8,6 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.checkpoint import (
     MAX_CHECKPOINT_BYTES,
     Checkpoint,
@@ -16,8 +19,6 @@ from esper_events.checkpoint import (
 )
 from esper_events.errors import CheckpointError
 from esper_events.keys import PublicKey, SigningKey
-from hypothesis import given
-from hypothesis import strategies as st
 
 KEY = SigningKey.generate()
 ROOT = hashlib.sha256(b"root").digest()

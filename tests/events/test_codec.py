@@ -9,11 +9,12 @@ import typing
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.codec import MAX_EVENT_BYTES, decode_event, encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, LatticeDeclared, PlateauDetected, SlotDeclared
-from hypothesis import given
-from hypothesis import strategies as st
 
 FIGURES = st.dictionaries(st.text(max_size=5), st.floats(), max_size=5)
 EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, typing.get_args(Event)))

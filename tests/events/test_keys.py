@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from esper_events.errors import KeyFileError, PublicKeyError
-from esper_events.keys import PublicKey, SigningKey
 from hypothesis import given
 from hypothesis import strategies as st
+
+from esper_events.errors import KeyFileError, PublicKeyError
+from esper_events.keys import PublicKey, SigningKey
 
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493

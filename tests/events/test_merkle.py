@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-from esper_events.merkle import EMPTY_ROOT, MerkleTree
 from hypothesis import given
 from hypothesis import strategies as st
+
+from esper_events.merkle import EMPTY_ROOT, MerkleTree
 
 # Leaves and roots of the reference tests of Certificate Transparency.
 LEAVES = (

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError
 from esper_events.events import Event, ReplicaChanged, RunEnded, TransitionLapsed
 from esper_events.keys import SigningKey
 from esper_events.rules import Rules
 from esper_events.stages import Stage, is_legal
-from event_runs import Run, applied, decided, ended, started
-from hypothesis import given
-from hypothesis import strategies as st
+from support.event_runs import Run, applied, blueprint, decided, ended, lattice, started
 
 KEY = SigningKey.generate()
 START = started(KEY)
+DECLARED = (lattice("fc", "other"), blueprint())
 LEVEL = ReplicaChanged(time=0.0, replica="jetstream", state="level", behind=0, reason="")
+B2 = hashlib.sha256(b"b2").hexdigest()
 D, G, T, C = Stage.DORMANT, Stage.GERMINATED, Stage.TRAINING, Stage.CULLED
 
 
@@ -27,8 +31,13 @@ def lapsed(decision: int) -> TransitionLapsed:
 
 
 def refusal(*events: Event) -> str | None:
-    """The reason at the last event; those before it must be admitted."""
+    """The reason at the last event; those before it must be admitted.
+
+    A lattice with two slots and one blueprint is declared behind a first run.started.
+    """
     rules = Rules()
+    if events[0] is START and len(events) > 1:
+        events = (START, *DECLARED, *events[1:])
     *before, last = events
     assert [rules.admit(event) for event in before] == [None] * len(before)
     return rules.admit(last)
@@ -60,7 +69,11 @@ def test_a_seed_lives_and_dies() -> None:
         ((START, decided(1, D, G), lapsed(1), decided(2, G, T)), "but it is dormant"),
         ((START, decided(1, D, G), applied(1), decided(2, D, G)), "but it is germinated"),
         ((START, decided(1, D, G), decided(2, G, T), applied(2)), "but it is dormant"),
-        ((START, decided(1, D, G), decided(2, D, G, slot="other")), "lives in slot fc"),
+        ((START, decided(1, D, G), decided(2, D, G, slot="other")), "in slot fc and stays so"),
+        ((START, blueprint(b"b2", B2), decided(1, D, G), decided(2, D, G, blueprint=B2)), "stays"),
+        ((START, decided(1, D, G, slot="nowhere")), "slot nowhere was never declared"),
+        ((START, decided(1, D, G, blueprint=B2)), "was never registered"),
+        ((START, blueprint(b"other")), "does not have the digest"),
         ((START, decided(1, D, G), ended()), "decision 1 was neither applied nor lapsed"),
     ],
 )
@@ -92,7 +105,7 @@ def test_decisions_about_one_seed_may_overlap_as_long_as_they_apply_in_order() -
 def test_exactly_the_table_is_followed(data: st.DataObject) -> None:
     """A random walk: the rules admit a transition when the table does, from where the seed is."""
     rules, stage = Rules(), Stage.DORMANT
-    assert rules.admit(START) is None
+    assert [rules.admit(event) for event in (START, *DECLARED)] == [None] * 3
     for number in range(data.draw(st.integers(1, 12))):
         source = data.draw(st.sampled_from((stage, stage, stage, *Stage)))
         legal = [target for target in Stage if is_legal(source, target)]
@@ -111,12 +124,12 @@ def test_exactly_the_table_is_followed(data: st.DataObject) -> None:
 def test_the_chain_says_where_the_rule_was_broken(
     key: SigningKey, make: Callable[..., Run]
 ) -> None:
-    run = make((started(key),), (decided(1, D, G), applied(2)))
+    run = make((started(key), *DECLARED), (decided(1, D, G), applied(2)))
     verifier = ChainVerifier()
     verifier.accept(run.segments[0])
     with pytest.raises(ChainError, match="decision 2 was never taken") as caught:
         verifier.accept(run.segments[1], at=1000)
-    assert (caught.value.segment, caught.value.event) == (1, 2)
+    assert (caught.value.segment, caught.value.event) == (1, 4)
     assert caught.value.byte is not None
     assert caught.value.byte > 1000
-    assert str(caught.value).startswith(f"segment 1, byte {caught.value.byte}, event 2: ")
+    assert str(caught.value).startswith(f"segment 1, byte {caught.value.byte}, event 4: ")

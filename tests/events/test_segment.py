@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.codec import MAX_EVENT_BYTES
 from esper_events.errors import SegmentError
 from esper_events.keys import SigningKey
@@ -14,8 +17,6 @@ from esper_events.segment import (
     seal,
     segment_hash,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 KEY = SigningKey.generate()
 U63 = st.integers(0, 2**63 - 1)

@@ -8,11 +8,12 @@ from itertools import accumulate, permutations
 from pathlib import Path
 
 import pytest
+
 from esper_events.export import export_run
 from esper_events.framing import END, frame
 from esper_events.reader import MAGIC
 from esper_events.verify import Report, verify_path
-from event_runs import Run
+from support.event_runs import Run
 
 
 @pytest.fixture

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import encode_event
 from esper_events.errors import ChainError
 from esper_events.events import PlateauDetected
 from esper_events.export import export_run
-from esper_events.framing import frame
+from esper_events.framing import END, frame
 from esper_events.keys import SigningKey
 from esper_events.reader import MAGIC, LogReader
 from esper_events.segment import MAX_SEGMENT_BYTES, seal
 from esper_events.verify import verify_path
-from event_runs import Run, make_run, started
-from hypothesis import given
-from hypothesis import strategies as st
+from support.event_runs import Run, make_run, started
 
 
 def test_a_whole_run(run: Run, tmp_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_events_behind_the_checkpoint_are_good_but_a_cut_among_them_is_not_exclu
     write_checkpoint(tmp_path, first.note)
     report = verify_path(tmp_path)
     assert report.ok
-    assert (report.checkpoint, report.events) == (2, 6)
-    assert "after event 1 is not excluded" in report.messages[1]
+    assert (report.checkpoint, report.events) == (3, 6)
+    assert "after event 2 is not excluded" in report.messages[1]
 
 
 def test_a_checkpoint_inside_a_segment_is_checked_too(running: Run, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_history_forked_by_the_owner_contradicts_a_kept_checkpoint(
 ) -> None:
     """Everything signed anew and well, but not what was vouched for before."""
     plateau = PlateauDetected(time=9.0, step=9, figures={"loss": 0.1})
-    fork = make((run.groups[0][0], plateau), *run.groups[1:])
+    fork = make(run.groups[0], (plateau, *run.groups[1][1:]), *run.groups[2:])
     fork.write(tmp_path)
     assert verify_path(tmp_path).ok
     write_checkpoint(tmp_path, run.note)
@@ -172,9 +173,9 @@ def test_a_record_is_handed_out_only_when_it_is_proven(run: Run, tmp_path: Path)
     data[-1] ^= 1
     journal.write_bytes(data)
     seen: list[int] = []
+    records = LogReader(tmp_path).records()
     with pytest.raises(ChainError, match="segment 2"):
-        for record in LogReader(tmp_path).records():
-            seen.append(record.index)
+        seen.extend(record.index for record in records)
     assert seen == list(range(6))
 
 
@@ -186,7 +187,7 @@ def test_the_good_beginning_is_counted(run: Run, tmp_path: Path) -> None:
     assert (report.events, report.segments, report.ended) == (6, 2, False)
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", MAGIC, MAGIC + b"\0\0\0\0"]))
+@given(st.binary(max_size=300), st.sampled_from([b"", MAGIC, MAGIC + END]))
 def test_noise_in_a_file_is_never_whole(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, start: bytes
 ) -> None:
@@ -202,14 +203,14 @@ def test_noise_under_a_good_signature_is_never_whole(
     """The key's owner can sign anything; the verifier still reads it as hostile."""
     noise = data.draw(st.binary(min_size=1, max_size=60))
     verifier = make_run(run.key, run.groups[:1]).verifier()
-    segment = seal([noise], log="run-1", first_index=2, previous=verifier.head, key=run.key)
+    segment = seal([noise], log="run-1", first_index=3, previous=verifier.head, key=run.key)
     directory = tmp_path_factory.getbasetemp() / "signed-noise"
     journal = run.write(directory, checkpoint=False)
     journal.write_bytes(frame(run.segments[0]) + frame(segment))
     report = verify_path(directory)
     assert not report.ok
     assert report.message.startswith("segment 1, byte ")
-    assert ", event 2: " in report.message
+    assert ", event 3: " in report.message
 
 
 def test_long_segments_are_read(key: SigningKey, run: Run, tmp_path: Path) -> None:
@@ -218,4 +219,4 @@ def test_long_segments_are_read(key: SigningKey, run: Run, tmp_path: Path) -> No
     assert len(encode_event(plateau)) > 250_000
     long.write(tmp_path)
     export_run(tmp_path, tmp_path / "run.esper")
-    assert verify_path(tmp_path).events == verify_path(tmp_path / "run.esper").events == 22
+    assert verify_path(tmp_path).events == verify_path(tmp_path / "run.esper").events == 23

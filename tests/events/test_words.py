@@ -5,6 +5,9 @@ from __future__ import annotations
 import typing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esper_events.events import (
     BlueprintRegistered,
     Event,
@@ -18,8 +21,6 @@ from esper_events.events import (
 )
 from esper_events.stages import Gate, Stage
 from esper_events.words import describe
-from hypothesis import given
-from hypothesis import strategies as st
 
 EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, typing.get_args(Event)))
 

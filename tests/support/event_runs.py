@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import encode_event
 from esper_events.events import (
+    BlueprintRegistered,
     Event,
+    LatticeDeclared,
     PlateauDetected,
     RunEnded,
     RunStarted,
+    SlotDeclared,
     TransitionApplied,
     TransitionDecided,
 )
@@ -24,6 +28,8 @@ from esper_events.segment import GENESIS, seal, segment_hash
 from esper_events.stages import Stage
 
 LOG = "run-1"
+BODY = b"blueprint"
+BLUEPRINT = hashlib.sha256(BODY).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,37 @@ def started(key: SigningKey) -> RunStarted:
     )
 
 
+def lattice(*slots: str) -> LatticeDeclared:
+    return LatticeDeclared(
+        time=1.1,
+        slots=tuple(
+            SlotDeclared(
+                id=slot,
+                source="output",
+                start=slot,
+                end=slot,
+                in_shape=(8,),
+                out_shape=(8,),
+                in_axis=0,
+                out_axis=0,
+            )
+            for slot in slots
+        ),
+        left_out={},
+    )
+
+
+def blueprint(body: bytes = BODY, digest: str = BLUEPRINT) -> BlueprintRegistered:
+    return BlueprintRegistered(time=1.2, blueprint=digest, name="b", body=body)
+
+
 def decided(
-    decision: int, source: Stage, target: Stage, seed: int = 1, slot: str = "fc"
+    decision: int,
+    source: Stage,
+    target: Stage,
+    seed: int = 1,
+    slot: str = "fc",
+    blueprint: str = BLUEPRINT,
 ) -> TransitionDecided:
     return TransitionDecided(
         time=2.0,
@@ -85,7 +120,7 @@ def decided(
         at_step=11,
         seed=seed,
         slot=slot,
-        blueprint="b",
+        blueprint=blueprint,
         source=source,
         target=target,
         reason="",
@@ -119,11 +154,10 @@ def make_run(key: SigningKey, groups: Sequence[Sequence[Event]]) -> Run:
 
 def opening(key: SigningKey) -> tuple[tuple[Event, ...], ...]:
     return (
-        (started(key), PlateauDetected(time=1.5, step=9, figures={"loss": float("inf")})),
+        (started(key), lattice("fc"), blueprint()),
         (
+            PlateauDetected(time=1.5, step=9, figures={"loss": float("inf")}),
             decided(1, Stage.DORMANT, Stage.GERMINATED),
             applied(1),
-            decided(2, Stage.GERMINATED, Stage.TRAINING),
-            applied(2),
         ),
     )
