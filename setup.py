@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,7 +21,7 @@ from find_torch import torch_dir  # noqa: E402
 LIBRARIES = "libesper_ops*.so"
 
 
-class CMakeBuild(build_ext):
+class CMakeBuild(build_ext):  # type: ignore[misc]
     """Runs CMake once; the one extension that setuptools knows stands for all libraries."""
 
     def run(self) -> None:
@@ -56,7 +57,7 @@ class CMakeBuild(build_ext):
         return [
             "-GNinja",
             # Given each time: under build isolation ninja lies in a folder that lasts one build.
-            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja') or 'ninja'}",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DESPER_TORCH_DIR={torch}",
             f"-DESPER_OUTPUT_DIR={libraries}",
             f"-DESPER_CUDA={os.environ.get('ESPER_CUDA', 'auto')}",
@@ -66,9 +67,7 @@ class CMakeBuild(build_ext):
 
     def cmake(self, *arguments: str) -> None:
         try:
-            subprocess.run(["cmake", *arguments], check=True)
-        except FileNotFoundError:
-            sys.exit("esper: cmake is not on PATH; pip install cmake ninja")
+            subprocess.run([tool("cmake"), *arguments], check=True)
         except subprocess.CalledProcessError as error:
             sys.exit(
                 f"esper: cmake {arguments[0]} failed with status {error.returncode}, see above"
@@ -76,6 +75,15 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in self.target_folder().glob("*.so")]
+
+
+def tool(name: str) -> str:
+    """The program, first where pip puts it for this interpreter: that one is new enough."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        sys.exit(f"esper: {name} is not on PATH; pip install {name}")
+    return found
 
 
 def build_dir(torch: Path) -> Path:

@@ -68,7 +68,7 @@ def _load(library: Path) -> None:
             f"got no {library.name} in {library.parent}, wanted the compiled operators; {remedy}"
         )
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise NativeLibraryError(
             f"{library.name} does not load beside torch {torch.__version__} "

@@ -20,7 +20,7 @@ native.load()
 _blend = torch.ops.esper.graft_blend.default
 _blend_backward = torch.ops.esper.graft_blend_backward.default
 _stats = torch.ops.esper.slot_stats.default
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd  # type: ignore[attr-defined]
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -133,19 +133,16 @@ def _blend_backward_gradients(
     return through_grad, grad * weight, through_alpha
 
 
-@torch.library.register_fake("esper::graft_blend")
 def _fake_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
     _check("graft_blend", "h", h, "delta", delta, alpha)
     return torch.empty_like(h)
 
 
-@torch.library.register_fake("esper::graft_blend_backward")
 def _fake_blend_backward(grad: Tensor, delta: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     _check("graft_blend_backward", "delta", delta, "grad", grad, alpha)
     return torch.empty_like(delta), torch.empty_like(alpha)
 
 
-@torch.library.register_fake("esper::slot_stats")
 def _fake_stats(x: Tensor, axis: int) -> Tensor:
     _require(x.dtype in _DTYPES, f"slot_stats: got x of dtype {x.dtype}, wanted one of {_DTYPES}")
     _require(
@@ -182,6 +179,9 @@ def _require(holds: bool, message: str) -> None:
         raise RuntimeError(f"esper::{message}")
 
 
+torch.library.register_fake("esper::graft_blend", _fake_blend)
+torch.library.register_fake("esper::graft_blend_backward", _fake_blend_backward)
+torch.library.register_fake("esper::slot_stats", _fake_stats)
 torch.library.register_autograd("esper::graft_blend", _blend_gradients, setup_context=_setup_blend)
 torch.library.register_autograd(
     "esper::graft_blend_backward", _blend_backward_gradients, setup_context=_setup_blend_backward
