@@ -26,7 +26,7 @@ def activations(draw: st.DrawFn) -> tuple[Tensor, int]:
     if draw(st.booleans()) and x.numel():
         x = x.clone()
         for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=6)):
-            x.view(-1)[draw(st.integers(0, x.numel() - 1))] = value
+            x[tuple(draw(st.integers(0, size - 1)) for size in shape)] = value
     return x, draw(st.integers(-len(shape), len(shape) - 1))
 
 
