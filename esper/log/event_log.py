@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from esper.log.errors import LogClosedError, LogError
+from esper.log.replica import NO_REPLICA, Replica, ReplicaState
+from esper.log.store import Store, StoreSource
+from esper.log.ticket import Ticket, settle
+from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
 from esper_events.codec import encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, Record, ReplicaChanged, RunEnded
 from esper_events.keys import SigningKey
-
-from esper.log.errors import LogClosedError, LogError
-from esper.log.replica import NO_REPLICA, Replica, ReplicaState
-from esper.log.store import Store, StoreSource
-from esper.log.ticket import Ticket
-from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
 
 Acknowledgement = Literal["journal", "jetstream"]
 
@@ -74,6 +73,8 @@ class EventLog:
         if ack == "jetstream" and replica is None:
             raise LogError('ack="jetstream" needs a server: give a replica, or ack="journal"')
         self.log_id = log_id
+        self.public_key = key.public
+        """Of the key that signs; the run's first event names it."""
         self.failure: BaseException | None = None
         """Why nothing is acknowledged any more; None while the log works."""
         self._ack = ack
@@ -81,8 +82,9 @@ class EventLog:
         self._writer = SegmentWriter(journal, key, log_id, run_dir)
         self._records = self._writer.replayed
         self._next_index = len(self._records)
-        self._latest = Ticket(self._next_index, 0)
-        self._latest.acknowledge()
+        self._settled = threading.Condition(threading.Lock())
+        self._latest = Ticket(self._next_index, 0, self._settled)
+        self._latest.mark(None)
         self._ended = bool(self._records) and isinstance(self._records[-1].event, RunEnded)
         self._closing = False
         self._summary: LogSummary | None = None
@@ -129,11 +131,11 @@ class EventLog:
             return self._enqueue(encoded, ends)
 
     def _enqueue(self, encoded: list[bytes], ends: bool) -> Ticket:
-        ticket = Ticket(self._next_index, len(encoded))
+        ticket = Ticket(self._next_index, len(encoded), self._settled)
         if self.failure is not None:
-            ticket.fail(self.failure)
+            ticket.mark(self.failure)
         elif not encoded:
-            ticket.acknowledge()
+            ticket.mark(None)
             return ticket
         else:
             self._next_index += len(encoded)
@@ -228,8 +230,7 @@ class EventLog:
                 return
             self._unsettled.popleft()
             self._records.extend(first.records)
-            for ticket in first.tickets:
-                ticket.acknowledge()
+            settle(first.tickets, self._settled)
 
     def _hear_shipped(self, count: int) -> None:
         with self._arrived:
@@ -254,14 +255,12 @@ class EventLog:
             self.failure = error
             waiting = [p.ticket for p in (*self._in_flight, *self._queue)]
             self._queue.clear()
-            for ticket in waiting:
-                ticket.fail(error)
+            settle(waiting, self._settled, error)
 
     def _abandon(self, behind: int) -> None:
         """With ``ack="jetstream"``: what the server did not take is not acknowledged."""
         with self._arrived:
             error = LogError(f"the server did not take the last {behind} segments before close")
             for written in self._unsettled:
-                for ticket in written.tickets:
-                    ticket.fail(error)
+                settle(written.tickets, self._settled, error)
             self._unsettled.clear()

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from itertools import count as numbers
 from pathlib import Path
 
-from esper_events.files import sync_directory
-from esper_events.framing import LENGTH, frame, longest_valid_prefix, read_frames
-
 from esper.log.errors import ConflictError, JournalError
 from esper.log.locks import FileLock
+from esper_events.files import sync_directory
+from esper_events.framing import LENGTH, frame, longest_valid_prefix, read_frames
 
 SEGMENTS = "segments"
 

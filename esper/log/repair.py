@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_events.chain import ChainVerifier
-from esper_events.errors import ChainError
-from esper_events.framing import JOURNAL, LENGTH, read_frames
-from esper_events.segment import segment_hash
-
 from esper.log.errors import ConflictError, JournalError
 from esper.log.locks import FileLock
 from esper.log.sources import source_for
 from esper.log.store import RemoteStore
 from esper.log.workspace import Workspace
+from esper_events.chain import ChainVerifier
+from esper_events.errors import ChainError
+from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.segment import segment_hash
 
 
 @dataclass(frozen=True)

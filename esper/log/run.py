@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from esper_events.framing import JOURNAL
-
 from esper.log.durability import is_proved
 from esper.log.endpoint import Endpoint
 from esper.log.errors import LogError
@@ -16,6 +14,7 @@ from esper.log.repair import repair_replica
 from esper.log.sources import source_for
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace
+from esper_events.framing import JOURNAL
 
 __all__ = ["TRAINER_KEY", "open_run_log", "repair_replica"]
 

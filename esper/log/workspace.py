@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from esper_events.errors import KeyFileError
-from esper_events.keys import SigningKey
-
 from esper.log.errors import LogError
 from esper.log.locks import FileLock
 from esper.log.server import EmbeddedServer
+from esper_events.errors import KeyFileError
+from esper_events.keys import SigningKey
 
 VARIABLE = "ESPER_WORKSPACE"
 DEFAULT = ".esper"

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esper.log.errors import JournalError, LogError
+from esper.log.store import Store
+from esper.log.ticket import Ticket
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import decode_event
@@ -14,10 +17,6 @@ from esper_events.errors import ChainError
 from esper_events.events import Record
 from esper_events.keys import SigningKey
 from esper_events.segment import MAX_SEGMENT_BYTES, seal, segment_hash
-
-from esper.log.errors import JournalError, LogError
-from esper.log.store import Store
-from esper.log.ticket import Ticket
 
 BATCH_BYTES = 512 << 10
 """A segment takes no further append beyond this size; a NATS server takes 1 MiB by default."""
