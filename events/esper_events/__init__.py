@@ -3,3 +3,5 @@
 Importable without torch, without NATS and without a compiler, so that an auditor can check a
 run on a machine that could never have produced it.
 """
+
+__version__ = "0.1.0"

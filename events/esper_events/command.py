@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
+from esper_events import __version__
 from esper_events.errors import EsperEventsError
 from esper_events.keys import PublicKey
 from esper_events.verify import Report, verify_path
 
 
-@click.command(epilog="Example:  esper-verify runs/digits --key runs/digits/trainer.pub")
+@click.command(epilog="Example:  esper-verify runs/digits --key trainer.pub")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--key",
@@ -23,7 +24,7 @@ from esper_events.verify import Report, verify_path
     help="The trainer's public key (OpenSSH format), as you got it from a source you trust.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.version_option(package_name="esper-events")
+@click.version_option(__version__, prog_name="esper-verify")
 def main(path: Path, key_file: Path | None, as_json: bool) -> None:
     """Check every byte of a run: a run directory or an exported file.
 

@@ -81,6 +81,10 @@ def test_bad_usage_exits_2(directory: Path, tmp_path: Path) -> None:
         assert "Traceback" not in result.output
 
 
+def test_the_version_needs_no_installed_distribution() -> None:
+    assert esper_verify("--version").output == f"esper-verify, version {esper_events.__version__}\n"
+
+
 def test_the_help_fits_a_screen_and_has_an_example() -> None:
     result = esper_verify("--help")
     assert result.exit_code == 0
