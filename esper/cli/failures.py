@@ -48,7 +48,14 @@ def say(message: str) -> None:
 
 def run(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command to its exit code; nothing escapes but what the interpreter itself raises."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(command, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(command: click.Command, arguments: list[str] | None) -> int:
     try:
         result = command.main(args=arguments, prog_name="esper", standalone_mode=False)
         sys.stdout.flush()
@@ -62,7 +69,7 @@ def run(command: click.Command, arguments: list[str] | None = None) -> int:
         return _closed_pipe()
     except SystemExit as done:  # click's own answer to a closed pipe
         return done.code if isinstance(done.code, int) else FAILED
-    except Exception as error:  # the last resort: nothing may reach the user raw
+    except Exception as error:  # noqa: BLE001 - the last resort
         return _unexpected(error)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import RunFailedError, UserError
+from esper.cli.failures import RunFailedError, UserError, say
 
 if TYPE_CHECKING:
     from esper.tolaria.config import Config
@@ -85,14 +87,31 @@ def _train(config: Config, directory: Path, nats: str | None, as_json: bool) -> 
 
     with watching(to_stderr=as_json) as view:
         from esper.log.errors import LogError
-        from esper.tolaria import trainer
         from esper.tolaria.config import ConfigError
+        from esper.tolaria.trainer import train as train_model
 
         try:
-            return trainer.train(
+            return train_model(
                 config, run_dir=directory, nats=nats, seed=config.run.seed, observer=view
             )
         except ConfigError as error:
+            _forget(directory)
             raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            _tell_interrupted(directory)
+            raise
         except LogError as error:
             raise RunFailedError(f"the log of {directory} failed: {error}") from error
+
+
+def _forget(directory: Path) -> None:
+    """Remove the directory of a run that never began, if nothing lies in it."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def _tell_interrupted(directory: Path) -> None:
+    if (directory / "journal").exists():
+        say(f"the log of {directory} is closed; next: esper show {shlex.quote(str(directory))}")
+    else:
+        _forget(directory)
