@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
-from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from esper.log.endpoint import Endpoint
 from esper.log.errors import RefusedError, StoreUnavailableError
@@ -35,6 +35,7 @@ class Connection:
         self._loop.set_exception_handler(_ignore)
         self._thread = threading.Thread(target=self._run, name="esper-nats", daemon=True)
         self._thread.start()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         self._client = Client()
         self.js: JetStreamContext = self._client.jetstream(timeout=timeout)
         try:
@@ -51,6 +52,7 @@ class Connection:
         await self._client.connect(
             endpoint.url,
             error_cb=_ignore_error,
+            closed_cb=self._hear_closed,
             name="esper",
             allow_reconnect=False,
             connect_timeout=2,
@@ -62,6 +64,10 @@ class Connection:
             nkeys_seed=None if endpoint.nkey is None else str(endpoint.nkey),
             nkeys_seed_str=endpoint.seed,
         )
+
+    async def _hear_closed(self) -> None:
+        if not self._gone.done():
+            self._gone.set_result(None)
 
     @property
     def max_payload(self) -> int:
@@ -102,7 +108,17 @@ class Connection:
             raise StoreUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
 
     async def _deadline(self, work: Callable[[], Awaitable[T]]) -> T:
-        return await asyncio.wait_for(work(), self.timeout)
+        """The result of ``work``; nats-py itself goes on waiting when the connection is closed."""
+        task = asyncio.ensure_future(work())
+        either: set[asyncio.Future[Any]] = {task, self._gone}
+        first = asyncio.FIRST_COMPLETED
+        await asyncio.wait(either, timeout=self.timeout, return_when=first)
+        if task.done():
+            return task.result()
+        task.cancel()
+        if self._gone.done():
+            raise nats.errors.ConnectionClosedError
+        raise TimeoutError
 
     def close(self) -> None:
         """Close the connection and end the loop, whatever state they are in."""
@@ -131,8 +147,10 @@ class Connection:
 
 
 def _refusal(name: str, error: APIError) -> RefusedError:
+    """The answer to a direct get carries its code in its class alone."""
+    code = 404 if isinstance(error, NotFoundError) else error.code or 0
     reason = error.description or type(error).__name__
-    return RefusedError(f"{name}: {reason}", error.code or 0, error.err_code or 0)
+    return RefusedError(f"{name}: {reason}", code, error.err_code or 0)
 
 
 async def _ignore_error(_: Exception) -> None:
