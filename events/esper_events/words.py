@@ -21,6 +21,12 @@ from esper_events.events import (
 )
 
 _WIDTH = 500
+_REMOVALS = {
+    "": "",
+    "removed": " (removed without trace)",
+    "fork": " (the fork goes on in the host's place)",
+    "snapshot": " (the snapshot is restored)",
+}
 
 
 def describe(record: Record) -> str:
@@ -84,7 +90,7 @@ def _say_step(
 
 
 def _say_decision(event: TransitionDecided) -> str:
-    removal = f" by {event.removal}" if event.removal else ""
+    removal = _REMOVALS[event.removal]
     blueprint = f" ({event.blueprint[:12]})" if event.blueprint else ""
     return (
         f"decision {event.decision}: seed {event.seed}{blueprint} in {event.slot} goes from "

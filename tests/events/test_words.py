@@ -75,7 +75,7 @@ def test_text_from_a_log_cannot_steer_a_terminal() -> None:
                 removal="fork",
             ),
             "step 9: decision 4: seed 2 (0123456789ab) in fc1 goes from evaluating to culled "
-            "by fork at step 10: fork gate",
+            "(the fork goes on in the host's place) at step 10: fork gate",
         ),
         (
             TransitionApplied(time=0.0, decision=4, step=10, seed_weights="", steps_lost=1),
