@@ -54,9 +54,7 @@ class Branch:
         """
         with self.entered(), torch.enable_grad():
             random_state.restore()
-            for group, values in zip(
-                self._optimizer.param_groups, hyperparameters, strict=True
-            ):
+            for group, values in zip(self._optimizer.param_groups, hyperparameters, strict=True):
                 group.update(values)
             loss = scalar_loss(loss_fn(batch))
             update(loss)
@@ -92,9 +90,7 @@ class Branch:
         for parameter, weights in self._weights.items():
             self._weights[parameter], parameter.data = parameter.data, weights
         self._moments, self._optimizer.state = self._optimizer.state, self._moments
-        for group, parameters in zip(
-            self._optimizer.param_groups, members, strict=True
-        ):
+        for group, parameters in zip(self._optimizer.param_groups, members, strict=True):
             group["params"][:] = parameters
         self._module_state.swap()
         if self.seed is not None:
@@ -102,9 +98,7 @@ class Branch:
 
 
 def _optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ]
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def hyperparameters_of(group: dict[str, Any]) -> dict[str, Any]:

@@ -61,9 +61,7 @@ def _activations(
 
 def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
     if delta.shape != h.shape:
-        return [
-            f"the seed gives shape {tuple(delta.shape)}, the slot wants {tuple(h.shape)}"
-        ]
+        return [f"the seed gives shape {tuple(delta.shape)}, the slot wants {tuple(h.shape)}"]
     host = h.clone().requires_grad_()
     level = torch.full((1,), alpha, device=h.device)
     out = ops.graft_blend(host, delta.to(h.dtype), level)
@@ -76,26 +74,18 @@ def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
         )
         if got != wanted
     ]
-    cotangent = torch.linspace(
-        -1.0, 1.0, h.numel(), dtype=h.dtype, device=h.device
-    ).view(h.shape)
+    cotangent = torch.linspace(-1.0, 1.0, h.numel(), dtype=h.dtype, device=h.device).view(h.shape)
     (gradient,) = torch.autograd.grad(out, host, cotangent, retain_graph=True)
     if not torch.equal(gradient, cotangent):
-        problems.append(
-            f"at alpha {alpha} the host's gradient is not the cotangent bit for bit"
-        )
+        problems.append(f"at alpha {alpha} the host's gradient is not the cotangent bit for bit")
     return problems
 
 
 def _reachability_problems(model: nn.Module, seed: Seed, loss: Tensor) -> list[str]:
     own = {id(parameter) for parameter in seed.body.parameters()}
     names = {id(p): name for name, p in model.named_parameters() if id(p) not in own}
-    reached = sorted(
-        names[id(leaf)] for leaf in reachable_leaves(loss) if id(leaf) in names
-    )
-    return [
-        f"host parameter {name} is reachable from the seed's loss" for name in reached
-    ]
+    reached = sorted(names[id(leaf)] for leaf in reachable_leaves(loss) if id(leaf) in names)
+    return [f"host parameter {name} is reachable from the seed's loss" for name in reached]
 
 
 def reachable_leaves(loss: Tensor) -> list[Tensor]:

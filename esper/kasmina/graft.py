@@ -29,9 +29,7 @@ class SpanInput:
             SlotError: the span's end ran before its start.
         """
         if self.value is None:
-            raise SlotError(
-                "a span's end was called before its start in this forward pass"
-            )
+            raise SlotError("a span's end was called before its start in this forward pass")
         return self.value
 
     def __getstate__(self) -> dict[str, None]:
@@ -60,7 +58,8 @@ class GraftedSeed(nn.Module):
         """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``."""
         x = h if span_input is None else span_input
         if not self.isolated:
-            return h + self.body(x).to(h.dtype)
+            delta: Tensor = self.body(x)
+            return h + delta.to(h.dtype)
         return ops.graft_blend(h, self.body(x.detach()).to(h.dtype), self.alpha)
 
 
@@ -88,8 +87,8 @@ class GraftPoint(nn.Module):
         h: Tensor = self.host(*args, **kwargs)
         for key, seed in self.seeds.items():
             if seed.enabled:
-                recorder = self.span_inputs.get(key)
-                h = seed(h, None if recorder is None else recorder.take())
+                span = self.span_inputs.get(key)
+                h = seed(h, None if span is None else span.take())
         for recorder in self.span_inputs.values():
             recorder.value = None
         return h

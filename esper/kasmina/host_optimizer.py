@@ -49,9 +49,7 @@ def seed_optimizer(
     accepted = inspect.signature(type(optimizer).__init__).parameters
     group = host_group(optimizer, host_parameters)
     settings = {
-        name: value
-        for name, value in group.items()
-        if name in accepted and name != "params"
+        name: value for name, value in group.items() if name in accepted and name != "params"
     }
     settings["lr"] = float(group["lr"]) * lr_scale
     return type(optimizer)(parameters, **settings)
@@ -71,9 +69,7 @@ def adopt_parameters(
                 optimizer.state[parameter] = trial.state[parameter]
 
 
-def drop_parameters(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
-) -> None:
+def drop_parameters(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
     """Take a seed's parameters and their state out of ``optimizer``."""
     gone = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:

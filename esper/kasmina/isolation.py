@@ -41,14 +41,16 @@ _IMMUTABLE = (
 )
 
 
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 class RandomState:
-    """The state of every generator a model can draw from: torch, its accelerators, Python, NumPy."""
+    """The state of every generator a model can draw from: torch (CPU and CUDA), Python, NumPy."""
 
     def __init__(self) -> None:
         self._torch = torch.default_generator.get_state()
-        self._cuda = (
-            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        )
+        self._cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else None
         self._python = random.getstate()
         numpy = sys.modules.get("numpy")
         self._numpy = None if numpy is None else numpy.random.get_state()
@@ -67,7 +69,7 @@ def seed_everything(value: int) -> None:
     """Seed every generator a model can draw from with ``value`` (taken modulo 2**32)."""
     value %= 2**32
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(value)
     random.seed(value)
     numpy = sys.modules.get("numpy")
@@ -111,18 +113,14 @@ class ModuleState:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        state._attributes = [
-            (module, dict(module.__dict__)) for module in model.modules()
-        ]
+        state._attributes = [(module, dict(module.__dict__)) for module in model.modules()]
         return state
 
     def _exchange_buffers(self, module: nn.Module, memo: dict[int, Any]) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 self._buffers.append((module, name, buffer))
-                module._buffers[name] = memo.setdefault(
-                    id(buffer), buffer.detach().clone()
-                )
+                module._buffers[name] = memo.setdefault(id(buffer), buffer.detach().clone())
 
     def put_back(self) -> None:
         """Restore the very objects that were there."""
@@ -171,9 +169,7 @@ class HostGuard:
     def __enter__(self) -> Self:
         self._random = RandomState()
         self._state = ModuleState(self._model)
-        self._learning = [
-            p for p in self._model.parameters() if self._freeze and p.requires_grad
-        ]
+        self._learning = [p for p in self._model.parameters() if self._freeze and p.requires_grad]
         for parameter in self._learning:
             parameter.requires_grad_(False)
         return self

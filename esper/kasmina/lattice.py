@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper_events.stages import BLENDED, Stage
-
 from esper.kasmina._lattice import AlphaSchedule, SlotTable
 from esper.kasmina.errors import SlotError
 from esper.kasmina.graft import GraftedSeed, attach, detach
 from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
 from esper.kasmina.seed import Seed
 from esper.kasmina.slots import SlotMap, find_slots
+from esper_events.stages import BLENDED, Stage
 
 _STAGES = list(Stage)
 
@@ -44,9 +43,7 @@ class Lattice:
     def in_stage(self, stages: Iterable[Stage]) -> list[Seed]:
         """Seeds that stand in one of ``stages``, oldest first."""
         wanted = set(stages)
-        return [
-            seed for number, seed in self.seeds.items() if self.stage(number) in wanted
-        ]
+        return [seed for number, seed in self.seeds.items() if self.stage(number) in wanted]
 
     @property
     def blended(self) -> Seed | None:
@@ -62,9 +59,7 @@ class Lattice:
     def germinate(self, seed: Seed) -> None:
         """Enter ``seed`` into its slot; the host does not change."""
         if seed.slot.id not in self.map.slots:
-            raise SlotError(
-                f"no slot {seed.slot.id!r}; the host has {', '.join(self.map.slots)}"
-            )
+            raise SlotError(f"no slot {seed.slot.id!r}; the host has {', '.join(self.map.slots)}")
         self._table.add_seed(seed.id, seed.slot.id)
         self.seeds[seed.id] = seed
         self.advance(seed, Stage.GERMINATED)
@@ -77,18 +72,14 @@ class Lattice:
         """Put ``seed`` into the forward path at alpha 0 and its parameters into the optimizer."""
         blended = self.blended
         if blended is not None:
-            raise SlotError(
-                f"seed {blended.id} is still blended; one graft is tested at a time"
-            )
+            raise SlotError(f"seed {blended.id} is still blended; one graft is tested at a time")
         self.advance(seed, Stage.GRAFTING)
         self._table.start_blend(seed.id, schedule)
         graft = GraftedSeed(seed.body, seed.slot.source).to(seed.slot.device)
         graft.train(self.model.training)
         host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
         attach(self.model, graft, str(seed.id), seed.slot.start, seed.slot.end)
-        adopt_parameters(
-            self.optimizer, seed.trainable, seed.optimizer, host_parameters
-        )
+        adopt_parameters(self.optimizer, seed.trainable, seed.optimizer, host_parameters)
         seed.optimizer = None
         self.grafts[seed.id] = graft
         return graft

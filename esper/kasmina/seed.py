@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-
-import sys
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,7 @@ class Seed:
     @property
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that its objective may change."""
-        return [
-            parameter for parameter in self.body.parameters() if parameter.requires_grad
-        ]
+        return [parameter for parameter in self.body.parameters() if parameter.requires_grad]
 
 
 @contextmanager

@@ -36,9 +36,7 @@ def scalar_loss(loss: object) -> Tensor:
     )
 
 
-def shadow_loss(
-    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
-) -> Tensor:
+def shadow_loss(model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any) -> Tensor:
     """The loss of ``batch`` with ``seed`` switched on at alpha 1; call it inside a guard."""
     with switched_on(model, seed):
         return scalar_loss(loss_fn(batch))

@@ -83,9 +83,7 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     """
     names = _names(model)
     candidates = {
-        name: module
-        for module, (name, *_) in names.items()
-        if type(module) in FEATURE_AXES
+        name: module for module, (name, *_) in names.items() if type(module) in FEATURE_AXES
     }
     with HostGuard(model), torch.no_grad(), _tracing(candidates) as trace:
         forward()
@@ -103,9 +101,7 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     if not usable:
         raise SlotError(_nothing_usable(left_out))
     usable.sort(key=lambda name: trace.calls[name].order)
-    slots = _output_slots(usable, candidates, trace) + _span_slots(
-        usable, candidates, trace
-    )
+    slots = _output_slots(usable, candidates, trace) + _span_slots(usable, candidates, trace)
     return SlotMap({slot.id: slot for slot in slots}, left_out)
 
 
@@ -129,9 +125,7 @@ def _tracing(modules: dict[str, nn.Module]) -> Iterator[_Trace]:
 
         return record
 
-    handles = [
-        module.register_forward_hook(watch(name)) for name, module in modules.items()
-    ]
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
     try:
         yield trace
     finally:
@@ -156,10 +150,7 @@ def _obstacle(call: _Call | None, module: nn.Module, shared: bool) -> str | None
 
 
 def _nothing_usable(left_out: dict[str, str]) -> str:
-    seen = (
-        "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        or "no modules"
-    )
+    seen = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "no modules"
     kinds = ", ".join(kind.__name__ for kind in FEATURE_AXES)
     return f"the host has no slot ({seen}); wanted at least one of {kinds}, called once a pass"
 
@@ -173,15 +164,11 @@ def _axis(module: nn.Module, dimensions: int) -> int:
 def _tensors(name: str, trace: _Trace) -> tuple[Tensor, Tensor]:
     call = trace.calls[name]
     if call.inputs is None or call.output is None:
-        raise SlotError(
-            f"module {name!r}: its first input and its output must be tensors"
-        )
+        raise SlotError(f"module {name!r}: its first input and its output must be tensors")
     return call.inputs, call.output
 
 
-def _output_slots(
-    names: list[str], modules: dict[str, nn.Module], trace: _Trace
-) -> list[Slot]:
+def _output_slots(names: list[str], modules: dict[str, nn.Module], trace: _Trace) -> list[Slot]:
     slots = []
     for name in names:
         _, output = _tensors(name, trace)
@@ -203,9 +190,7 @@ def _output_slots(
     return slots
 
 
-def _span_slots(
-    names: list[str], modules: dict[str, nn.Module], trace: _Trace
-) -> list[Slot]:
+def _span_slots(names: list[str], modules: dict[str, nn.Module], trace: _Trace) -> list[Slot]:
     slots = []
     for first, start in enumerate(names):
         for end in names[first : first + MAX_SPAN]:

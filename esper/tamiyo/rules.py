@@ -4,11 +4,10 @@ winner. It is the baseline that a learned controller has to beat, and its fallba
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass
-
-from esper_events.stages import BLENDED, Stage
 
 from esper.tamiyo.interface import (
     Advance,
@@ -19,6 +18,7 @@ from esper.tamiyo.interface import (
     Proposal,
     SeedView,
 )
+from esper_events.stages import BLENDED, Stage
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,18 @@ class Rules:
 
 
 class RuleController:
-    """Plateau, tournament by successive halving, then one gate after another."""
+    """Plateau, tournament by successive halving, then one gate after another.
+
+    Each tournament that leaves nothing behind doubles the patience before the next.
+    """
 
     def __init__(self, rules: Rules, seed: int = 0) -> None:
         self._rules = rules
         self._random = random.Random(seed)
         self._tried: Counter[tuple[str, str]] = Counter()
         self._since = 0
+        self._fossils = 0
+        self._fruitless = 0
 
     def decide(self, observation: Observation) -> list[Proposal]:
         """Proposals for this step; see :class:`esper.tamiyo.interface.Controller`."""
@@ -56,9 +61,7 @@ class RuleController:
         self._since = observation.step
         blended = [seed for seed in seeds if seed.stage in BLENDED]
         entering = [seed for seed in seeds if seed.stage is Stage.GERMINATED]
-        proposals: list[Proposal] = [
-            Advance(s.id, "next stage") for s in blended if s.ready
-        ]
+        proposals: list[Proposal] = [Advance(s.id, "next stage") for s in blended if s.ready]
         proposals += [Advance(s.id, "enter the trial") for s in entering if s.ready]
         training = [seed for seed in observation.seeds if seed.stage is Stage.TRAINING]
         if training and len(training) == len(observation.seeds):
@@ -69,14 +72,15 @@ class RuleController:
         rules = self._rules
         if observation.fossils >= rules.max_growths or observation.step < rules.warmup:
             return []
+        if observation.fossils > self._fossils:
+            self._fossils, self._fruitless = observation.fossils, 0
         losses = [loss for step, loss in observation.held_out if step > self._since]
-        if not has_plateaued(losses, rules.patience, rules.plateau):
+        patience = rules.patience << self._fruitless
+        if not has_plateaued(losses, patience, rules.plateau):
             return []
+        self._fruitless += 1
         chosen = self._portfolio(observation.candidates)
-        return [
-            Germinate(c.slot, c.blueprint, "held-out loss has stopped falling")
-            for c in chosen
-        ]
+        return [Germinate(c.slot, c.blueprint, "held-out loss has stopped falling") for c in chosen]
 
     def _portfolio(self, candidates: tuple[Candidate, ...]) -> list[Candidate]:
         """The least tried candidates, spread over blueprints and slots, ties by lot."""
@@ -108,28 +112,24 @@ class RuleController:
         done = min(seed.shadow_steps for seed in ranked)
         if done >= self._rules.trial_steps:
             losers = ranked[1:]
-            proposals: list[Proposal] = [
-                Cull(s.id, "lost the tournament") for s in losers
-            ]
+            proposals: list[Proposal] = [Cull(s.id, "lost the tournament") for s in losers]
             if not losers:
-                proposals.append(self._ask_or_cull(ranked[0]))
+                proposals += self._ask_or_cull(ranked[0])
             return proposals
         keep = self._survivors(len(ranked), done)
-        return [
-            Cull(seed.id, "fell behind in the tournament") for seed in ranked[keep:]
-        ]
+        return [Cull(seed.id, "fell behind in the tournament") for seed in ranked[keep:]]
 
     def _survivors(self, running: int, done: int) -> int:
         """How many may go on after ``done`` shadow steps: halved at each of evenly spaced rungs."""
         spacing = self._rules.trial_steps / (self._rules.rungs + 1)
         rungs_passed = int(done // spacing)
-        allowed = max(1, -(-self._rules.trials // 2**rungs_passed))
-        return min(running, allowed)
+        allowed = math.ceil(self._rules.trials / (1 << rungs_passed))
+        return max(1, min(running, allowed))
 
-    def _ask_or_cull(self, seed: SeedView) -> Proposal:
+    def _ask_or_cull(self, seed: SeedView) -> list[Proposal]:
         if seed.refusals >= self._rules.max_refusals:
-            return Cull(seed.id, f"refused {seed.refusals} times by the shadow gate")
-        return Advance(seed.id, "won the tournament")
+            return [Cull(seed.id, f"refused {seed.refusals} times by the shadow gate")]
+        return [Advance(seed.id, "won the tournament")] if seed.ready else []
 
 
 def has_plateaued(losses: list[float], patience: int, threshold: float) -> bool:

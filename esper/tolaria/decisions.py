@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from esper.tolaria.settings import GrowthSettings
 from esper_events.events import (
     BreakerChanged,
     Event,
@@ -20,8 +21,6 @@ from esper_events.events import (
     TransitionLapsed,
 )
 from esper_events.stages import Stage
-
-from esper.tolaria.settings import GrowthSettings
 
 
 class Ticket(Protocol):
@@ -52,7 +51,8 @@ class Change:
     """A wanted transition of one seed and how to carry it out.
 
     ``apply`` takes the step at which it happens. ``still_holds`` is asked right before: what was
-    true when the change was decided may have passed. ``lapsed`` is called when the change will never happen.
+    true when the change was decided may have passed. ``lapsed`` is called when the change will
+    never happen.
     """
 
     seed: int
@@ -131,9 +131,7 @@ class Decisions:
         due = [entry for entry in self._open if entry.at_step <= step]
         self._open = [entry for entry in self._open if entry.at_step > step]
         for entry in due:
-            applied |= self._settle_one(
-                entry, step, wait or self._settings.sync_decisions
-            )
+            applied |= self._settle_one(entry, step, wait or self._settings.sync_decisions)
         return applied
 
     def abandon(self, step: int, reason: str) -> None:
@@ -144,9 +142,7 @@ class Decisions:
 
     def _settle_one(self, entry: _Open, step: int, wait: bool) -> bool:
         ticket, change = entry.ticket, entry.change
-        acknowledged = ticket.acknowledged or (
-            wait and ticket.wait(self._settings.ack_timeout)
-        )
+        acknowledged = ticket.acknowledged or (wait and ticket.wait(self._settings.ack_timeout))
         if not acknowledged:
             self._lapse(entry, step, "the log did not acknowledge it in time")
             self._count_lapse(step)
@@ -170,9 +166,7 @@ class Decisions:
     def _lapse(self, entry: _Open, step: int, reason: str) -> None:
         self.lapsed += 1
         self._log.append(
-            TransitionLapsed(
-                time=time.time(), decision=entry.number, step=step, reason=reason
-            )
+            TransitionLapsed(time=time.time(), decision=entry.number, step=step, reason=reason)
         )
         entry.change.lapsed()
 
@@ -181,9 +175,7 @@ class Decisions:
         reopened = self._retry_at is not None
         if self._lapses_in_a_row >= self._settings.breaker_limit or reopened:
             self._retry_at = step + self._settings.breaker_cooldown
-            self._say(
-                step, "open", f"{self._lapses_in_a_row} decisions lapsed in a row"
-            )
+            self._say(step, "open", f"{self._lapses_in_a_row} decisions lapsed in a row")
 
     def _count_success(self, step: int) -> None:
         self._lapses_in_a_row = 0
@@ -191,11 +183,7 @@ class Decisions:
             self._retry_at = None
             self._say(step, "closed", "the log acknowledges again")
 
-    def _say(
-        self, step: int, state: Literal["closed", "open", "half-open"], reason: str
-    ) -> None:
+    def _say(self, step: int, state: Literal["closed", "open", "half-open"], reason: str) -> None:
         self._log.append(
-            BreakerChanged(
-                time=time.time(), step=step, breaker="log", state=state, reason=reason
-            )
+            BreakerChanged(time=time.time(), step=step, breaker="log", state=state, reason=reason)
         )

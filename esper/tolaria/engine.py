@@ -14,9 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from esper_events.events import Event, GateMeasured, PlateauDetected
-from esper_events.stages import BLENDED, GATES, LIVE, Stage
-
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.branch import Update
 from esper.kasmina.check import contract_violations
@@ -48,6 +45,8 @@ from esper.tolaria.trials import (
     new_seed,
     train_in_shadow,
 )
+from esper_events.events import Event, GateMeasured, PlateauDetected
+from esper_events.stages import BLENDED, GATES, LIVE, Stage
 
 _HISTORY = 256
 _MEMORY = 0.98
@@ -70,9 +69,7 @@ class Engine:
     ) -> None:
         self.lattice = lattice
         self.decisions = Decisions(log, settings)
-        self.transitions = Transitions(
-            lattice, loss_fn, update, settings, self.decisions
-        )
+        self.transitions = Transitions(lattice, loss_fn, update, settings, self.decisions)
         self.trials = self.transitions.trials
         self.held_out: list[tuple[int, float]] = []
         self._loss_fn = loss_fn
@@ -129,9 +126,7 @@ class Engine:
             for number, seed in self.lattice.seeds.items()
         }
         slots = tuple(self.lattice.map.slots)
-        return LatticeState(
-            records=records, slots=slots, seeds=seeds, lapsed=self.decisions.lapsed
-        )
+        return LatticeState(records=records, slots=slots, seeds=seeds, lapsed=self.decisions.lapsed)
 
     def rows(self) -> list[SeedRow]:
         """Fossils and live seeds as a person sees them, oldest first."""
@@ -151,13 +146,9 @@ class Engine:
         )
 
     def _in_stages(self, stages: frozenset[Stage]) -> list[Trial]:
-        return [
-            t for t in self.trials.values() if live_stage(self.lattice, t) in stages
-        ]
+        return [t for t in self.trials.values() if live_stage(self.lattice, t) in stages]
 
-    def _follow_with_fork(
-        self, step: int, batch: Any, loss: Tensor | float | None
-    ) -> None:
+    def _follow_with_fork(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         if self.transitions.fork is None:
             self._typical_loss = None
             return
@@ -166,12 +157,10 @@ class Engine:
         if loss is not None and self._exploded(float(loss)):
             for trial in self._in_stages(BLENDED):
                 if not self.decisions.pending(trial.seed.id):
-                    self.transitions.cull(
-                        trial, step, f"training loss exploded to {float(loss):g}"
-                    )
+                    self.transitions.cull(trial, step, f"training loss exploded to {float(loss):g}")
 
     def _exploded(self, loss: float) -> bool:
-        """Whether ``loss`` lies far above the running mean since the graft began, or is no number."""
+        """Whether ``loss`` is no number, or far above its running mean since the graft began."""
         typical = loss if self._typical_loss is None else self._typical_loss
         if not math.isfinite(loss) or loss > typical * self._settings.explosion:
             return True
@@ -181,9 +170,7 @@ class Engine:
     def _train_trials(self, batch: Any) -> None:
         for trial in self._in_stages(frozenset({Stage.TRAINING})):
             if not trial.broken:
-                train_in_shadow(
-                    self.lattice, trial, self._loss_fn, batch, self._run_seed
-                )
+                train_in_shadow(self.lattice, trial, self._loss_fn, batch, self._run_seed)
 
     def _observe(self, step: int) -> None:
         """Measure the host, every seed on trial, and the graft under test."""
@@ -205,10 +192,7 @@ class Engine:
                 )
         fork = self.transitions.fork
         for trial in self._in_stages(frozenset({Stage.EVALUATING})):
-            if (
-                fork is not None
-                and step - trial.since >= self._settings.evaluate_steps // 2
-            ):
+            if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
                 fork.measure(self._parts.confirm)
         self.transitions.retry_cooldowns(step)
 
@@ -222,30 +206,13 @@ class Engine:
             self._carry_out(proposal, step)
 
     def _observation(self, step: int) -> Observation:
-        budget = (
-            self._settings.max_added_parameters - self.transitions.fossil_parameters
-        )
-        views = tuple(
-            self._view(t, step) for t in self._in_stages(LIVE | {Stage.DORMANT})
-        )
-        free = (
-            ()
-            if views
-            else candidates(self.lattice, tuple(self._library.values()), budget)
-        )
-        return Observation(
-            step, tuple(self.held_out), free, views, len(self.transitions.fossils)
-        )
+        budget = self._settings.max_added_parameters - self.transitions.fossil_parameters
+        views = tuple(self._view(t, step) for t in self._in_stages(LIVE | {Stage.DORMANT}))
+        free = () if views else candidates(self.lattice, tuple(self._library.values()), budget)
+        return Observation(step, tuple(self.held_out), free, views, len(self.transitions.fossils))
 
     def _view(self, trial: Trial, step: int) -> SeedView:
         stage, age = live_stage(self.lattice, trial), step - trial.since
-        wait = {
-            Stage.STABILIZING: self._settings.stabilize_steps,
-            Stage.EVALUATING: self._settings.evaluate_steps,
-        }.get(stage, 0)
-        blended = (
-            stage is not Stage.GRAFTING or self.lattice.alpha(trial.seed.id) == 1.0
-        )
         return SeedView(
             id=trial.seed.id,
             slot=trial.seed.slot.id,
@@ -254,10 +221,24 @@ class Engine:
             age=age,
             shadow_steps=trial.seed.shadow_steps,
             gains=tuple(trial.gains),
-            ready=age >= wait and blended,
+            ready=self._ready(trial, stage, age),
             pending=stage is Stage.DORMANT or self.decisions.pending(trial.seed.id),
             refusals=trial.refusals,
         )
+
+    def _ready(self, trial: Trial, stage: Stage, age: int) -> bool:
+        """Whether the next gate can have anything new to say."""
+        match stage:
+            case Stage.TRAINING:
+                return len(trial.gains) > trial.refused_at
+            case Stage.GRAFTING:
+                return self.lattice.alpha(trial.seed.id) == 1.0
+            case Stage.STABILIZING:
+                return age >= self._settings.stabilize_steps
+            case Stage.EVALUATING:
+                return age >= self._settings.evaluate_steps
+            case _:
+                return True
 
     def _carry_out(self, proposal: Proposal, step: int) -> None:
         match proposal:
@@ -272,20 +253,14 @@ class Engine:
         if self._seeds_made == 0 or not self.trials:
             latest = self.held_out[-1][1] if self.held_out else math.nan
             figures = {"held_out_loss": latest}
-            self._log.append(
-                PlateauDetected(time=time.time(), step=step, figures=figures)
-            )
+            self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
         number, self._seeds_made = self._seeds_made, self._seeds_made + 1
         blueprint = self._library[name]
         seed = new_seed(number, self.lattice.map.slots[slot], blueprint, self._run_seed)
         trial = Trial(seed, blueprint, since=step)
-        budget = (
-            self._settings.max_added_parameters - self.transitions.fossil_parameters
-        )
+        budget = self._settings.max_added_parameters - self.transitions.fossil_parameters
         result = gates.germination(seed, blueprint, budget)
-        self._log.append(
-            self._measured(trial, Stage.DORMANT, Stage.GERMINATED, result, step)
-        )
+        self._log.append(self._measured(trial, Stage.DORMANT, Stage.GERMINATED, result, step))
         if result.passed:
             self.transitions.germinate(trial, step, reason)
 
@@ -302,6 +277,7 @@ class Engine:
             self.transitions.cull(trial, step, result.reason)
         else:
             trial.refusals += 1
+            trial.refused_at = len(trial.gains)
 
     def _ask_gate(self, trial: Trial, source: Stage, step: int) -> GateResult:
         settings, seed = self._settings, trial.seed
@@ -309,15 +285,11 @@ class Engine:
         match source:
             case Stage.GERMINATED:
                 batch = self._parts.watch[0]
-                return gates.isolation(
-                    contract_violations(model, seed, self._loss_fn, batch)
-                )
+                return gates.isolation(contract_violations(model, seed, self._loss_fn, batch))
             case Stage.TRAINING:
                 base = held_out_losses(model, self._loss_fn, self._parts.shadow)
                 grown = held_out_losses(model, self._loss_fn, self._parts.shadow, seed)
-                return gates.shadow(
-                    paired_gain(base, grown), settings.shadow_confidence
-                )
+                return gates.shadow(paired_gain(base, grown), settings.shadow_confidence)
             case Stage.GRAFTING:
                 return gates.blend(self.lattice.alpha(seed.id))
             case Stage.STABILIZING:
@@ -330,9 +302,7 @@ class Engine:
                 self._fork_tests += 1
                 level = spent(settings.error_budget, self._fork_tests)
                 test = self._fork_tests
-                return gates.fork(
-                    fork.gain(), settings.min_effect, level, test, fork.steps
-                )
+                return gates.fork(fork.gain(), settings.min_effect, level, test, fork.steps)
         return GateResult(False, f"no gate leads out of {source.value}", final=True)
 
     def _measured(

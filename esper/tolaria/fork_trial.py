@@ -73,15 +73,10 @@ class ForkTrial:
         Two trainings from one start drift apart by chance; how far the gain wanders from one
         measurement to the next is added to the error, in squares.
         """
-        count = len(self._measured)
-        if not count:
+        if not self._measured:
             return PairedGain(-math.inf, math.inf, 0)
-        forked = [
-            math.fsum(values) / count for values in zip(*(m[0] for m in self._measured))
-        ]
-        grown = [
-            math.fsum(values) / count for values in zip(*(m[1] for m in self._measured))
-        ]
+        forked = _means([forked for forked, _ in self._measured])
+        grown = _means([grown for _, grown in self._measured])
         gain = paired_gain(forked, grown)
         drift = _spread([paired_gain(*pair).relative for pair in self._measured])
         return PairedGain(gain.relative, math.hypot(gain.error, drift), gain.batches)
@@ -95,11 +90,14 @@ class ForkTrial:
         """End the fork; the grown host goes on."""
         self._hook.remove()
 
-    def _remember_hyperparameters(
-        self, optimizer: torch.optim.Optimizer, *_: object
-    ) -> None:
+    def _remember_hyperparameters(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if not self._inside:
             self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
+
+
+def _means(measurements: Sequence[list[float]]) -> list[float]:
+    """The mean of every batch's losses over all measurements."""
+    return [math.fsum(losses) / len(losses) for losses in zip(*measurements, strict=True)]
 
 
 def _spread(values: Sequence[float]) -> float:

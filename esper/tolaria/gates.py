@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from esper_events.events import Figures
-
 from esper.blueprints.ir import Blueprint, from_bytes
 from esper.kasmina.seed import Seed
 from esper.tolaria.statistics import PairedGain
+from esper_events.events import Figures
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,7 @@ def germination(seed: Seed, blueprint: Blueprint, budget_left: int) -> GateResul
     count = sum(parameter.numel() for parameter in seed.parameters)
     figures = {"parameters": float(count), "budget_left": float(budget_left)}
     if from_bytes(blueprint.canonical()).id != seed.blueprint:
-        return GateResult(
-            False, "the blueprint's bytes do not have its digest", figures, True
-        )
+        return GateResult(False, "the blueprint's bytes do not have its digest", figures, True)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in seed.parameters):
         return GateResult(False, "a parameter is not finite", figures, True)
     if count > budget_left:
@@ -43,12 +40,8 @@ def germination(seed: Seed, blueprint: Blueprint, budget_left: int) -> GateResul
 def isolation(problems: Sequence[str]) -> GateResult:
     """The contract and isolation checks of a probe batch found nothing."""
     if problems:
-        return GateResult(
-            False, "; ".join(problems), {"problems": float(len(problems))}, True
-        )
-    return GateResult(
-        True, "contract kept, no host parameter reachable", {"problems": 0.0}
-    )
+        return GateResult(False, "; ".join(problems), {"problems": float(len(problems))}, True)
+    return GateResult(True, "contract kept, no host parameter reachable", {"problems": 0.0})
 
 
 def shadow(gain: PairedGain, confidence: float) -> GateResult:
@@ -56,9 +49,7 @@ def shadow(gain: PairedGain, confidence: float) -> GateResult:
     lower = gain.lower(1.0 - confidence)
     figures = {"gain": gain.relative, "lower": lower, "batches": float(gain.batches)}
     if lower > 0.0:
-        return GateResult(
-            True, f"predicts {gain.relative:.1%} less held-out loss", figures
-        )
+        return GateResult(True, f"predicts {gain.relative:.1%} less held-out loss", figures)
     return GateResult(False, f"gain {gain.relative:.1%} is not clear of zero", figures)
 
 
@@ -95,9 +86,5 @@ def fork(
     if lower <= 0.0:
         return GateResult(False, "not clearly better than the fork", figures, True)
     if gain.relative < min_effect:
-        return GateResult(
-            False, f"only {gain.relative:.1%} better than the fork", figures, True
-        )
-    return GateResult(
-        True, f"{gain.relative:.1%} less held-out loss than the fork", figures
-    )
+        return GateResult(False, f"only {gain.relative:.1%} better than the fork", figures, True)
+    return GateResult(True, f"{gain.relative:.1%} less held-out loss than the fork", figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,16 +13,6 @@ from typing import Any, Literal, Self
 import msgspec
 import torch
 from torch import Tensor, nn
-
-from esper_events.events import (
-    BlueprintRegistered,
-    Figures,
-    LatticeDeclared,
-    Record,
-    RunEnded,
-    RunStarted,
-    SlotDeclared,
-)
 
 from esper import __version__
 from esper.blueprints.ir import Blueprint
@@ -43,6 +33,15 @@ from esper.tolaria.observer import SeedRow
 from esper.tolaria.platform import describe_platform
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial
+from esper_events.events import (
+    BlueprintRegistered,
+    Figures,
+    LatticeDeclared,
+    Record,
+    RunEnded,
+    RunStarted,
+    SlotDeclared,
+)
 
 RESERVED = 24
 """Training batches that stand in for held-out ones when the user gives none."""
@@ -80,7 +79,13 @@ class Growth:
         ack: whose acknowledgement a change waits for.
         seed: of everything random in growth.
         config: the text that describes this run in its log.
-        run: the run's id.
+        log: an open log to write to, in place of ``run_dir``, ``workspace``, ``nats`` and
+            ``ack``; :meth:`close` closes it.
+
+    Raises:
+        LogError: the log cannot be opened.
+        HeldOutError: there are too few held-out batches.
+        SlotError: the host has no place where anything could grow.
     """
 
     def __init__(
@@ -101,13 +106,11 @@ class Growth:
         ack: Literal["journal", "jetstream"] = "journal",
         seed: int = 0,
         config: str | None = None,
-        run: str | None = None,
+        log: EventLog | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.settings = settings or GrowthSettings()
-        self.run = run or new_run_id()
-        self.run_dir = Path(run_dir) if run_dir is not None else Path("runs") / self.run
         self.library = _chosen(self.settings, library)
         self._loss_fn = loss_fn
         self._update = update or _plain_update(optimizer)
@@ -118,14 +121,11 @@ class Growth:
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
         parts = _held_out(probe, confirm)
-        area = Workspace(None if workspace is None else Path(workspace))
-        self._key = area.key().public.raw
-        self.log: EventLog = open_run_log(
-            self.run_dir, log_id=self.run, workspace=area, nats=nats, ack=ack
-        )
+        self.log = log or _open_log(run_dir, workspace, nats, ack)
+        self.run = self.log.log_id
         self.log.append(self._started(config))
         if parts is not None:
-            self._start(parts)
+            self._begin(parts)
 
     @property
     def engine(self) -> Engine | None:
@@ -149,9 +149,12 @@ class Growth:
         self,
         outcome: Outcome = "completed",
         reason: str = "",
-        figures: Figures | None = None,
+        figures: Callable[[], Figures] | None = None,
     ) -> LogSummary:
         """End every trial that has not earned its place, and the log; safe to call twice.
+
+        ``figures`` is called when the model has its final shape, to measure what the last event
+        shall hold.
 
         Raises:
             ProjectionError: the log does not tell the state that the lattice is in.
@@ -174,7 +177,7 @@ class Growth:
                     reason=reason,
                     final_weights=model_digest(self.model),
                     lattice=state.digest(),
-                    figures=figures or {},
+                    figures=figures() if figures else {},
                 )
             )
             self._summary = self.log.close()
@@ -218,12 +221,10 @@ class Growth:
     def _reserve(self, batch: Any) -> None:
         self._reserved.append(batch)
         if len(self._reserved) == RESERVED:
-            self._start(
-                split_held_out(self._reserved, None, "reserved training batches")
-            )
+            self._begin(split_held_out(self._reserved, None, "reserved training batches"))
             self._reserved = []
 
-    def _start(self, parts: HeldOut) -> None:
+    def _begin(self, parts: HeldOut) -> None:
         first = parts.watch[0]
         lattice = Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
         slots = tuple(SlotDeclared(**values) for values in describe_slots(lattice.map))
@@ -231,9 +232,7 @@ class Growth:
         self.log.append(
             LatticeDeclared(time=now, slots=slots, left_out=lattice.map.left_out),
             *(
-                BlueprintRegistered(
-                    time=now, blueprint=b.id, name=b.name, body=b.canonical()
-                )
+                BlueprintRegistered(time=now, blueprint=b.id, name=b.name, body=b.canonical())
                 for b in self.library
             ),
         )
@@ -254,7 +253,7 @@ class Growth:
         return RunStarted(
             time=time.time(),
             run=self.run,
-            trainer_key=self._key,
+            trainer_key=self.log.public_key.raw,
             host_weights=model_digest(self.model),
             config=text,
             seed=self._seed,
@@ -272,11 +271,7 @@ class Growth:
 
 
 def _first_difference(live: LatticeState, folded: LatticeState) -> str:
-    nothing = (
-        SeedState("", "", next(iter(folded.seeds.values())).stage)
-        if folded.seeds
-        else None
-    )
+    nothing = SeedState("", "", next(iter(folded.seeds.values())).stage) if folded.seeds else None
     for number in sorted(live.seeds.keys() | folded.seeds.keys()):
         here, there = live.seeds.get(number, nothing), folded.seeds.get(number, nothing)
         if here != there:
@@ -284,9 +279,7 @@ def _first_difference(live: LatticeState, folded: LatticeState) -> str:
     return f"{live.lapsed} lapses against {folded.lapsed}, open {folded.open}"
 
 
-def _held_out(
-    probe: Iterable[Any] | None, confirm: Iterable[Any] | None
-) -> HeldOut | None:
+def _held_out(probe: Iterable[Any] | None, confirm: Iterable[Any] | None) -> HeldOut | None:
     if probe is not None:
         kept = None if confirm is None else tuple(confirm)
         return split_held_out(tuple(probe), kept, "probe")
@@ -307,9 +300,19 @@ def _plain_update(optimizer: torch.optim.Optimizer) -> Update:
     return update
 
 
-def _chosen(
-    settings: GrowthSettings, library: Sequence[Blueprint] | None
-) -> tuple[Blueprint, ...]:
+def _open_log(
+    run_dir: str | Path | None,
+    workspace: str | Path | None,
+    nats: str | None,
+    ack: Literal["journal", "jetstream"],
+) -> EventLog:
+    run = new_run_id()
+    directory = Path("runs") / run if run_dir is None else Path(run_dir)
+    area = Workspace(None if workspace is None else Path(workspace))
+    return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack)
+
+
+def _chosen(settings: GrowthSettings, library: Sequence[Blueprint] | None) -> tuple[Blueprint, ...]:
     known = {b.name: b for b in (LIBRARY.values() if library is None else library)}
     unknown = [name for name in settings.blueprints if name not in known]
     if unknown:

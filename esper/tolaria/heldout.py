@@ -25,9 +25,7 @@ class HeldOut:
     origin: str
 
 
-def split_held_out(
-    probe: Sequence[Any], confirm: Sequence[Any] | None, origin: str
-) -> HeldOut:
+def split_held_out(probe: Sequence[Any], confirm: Sequence[Any] | None, origin: str) -> HeldOut:
     """Deal the probe batches out, in turn, to the gates.
 
     Raises:

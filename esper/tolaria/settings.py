@@ -12,9 +12,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
-class GrowthSettings(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
+class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All counts are optimizer steps unless a field says otherwise.
 
     - ``observe_every``: held-out loss is measured this often.
@@ -61,7 +59,7 @@ class GrowthSettings(
     evaluate_steps: Count = 400
     stability_band: Positive = 1.25
     explosion: Positive = 15.0
-    min_effect: Fraction = 0.05
+    min_effect: Fraction = 0.15
     error_budget: Fraction = 0.05
     shadow_confidence: Fraction = 0.95
     embargo: Steps = 400

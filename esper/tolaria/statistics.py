@@ -28,10 +28,7 @@ class PairedGain:
 
         if self.batches < 2 or not math.isfinite(self.relative):
             return -math.inf
-        return (
-            self.relative
-            - float(stats.t.ppf(1.0 - level, self.batches - 1)) * self.error
-        )
+        return self.relative - float(stats.t.ppf(1.0 - level, self.batches - 1)) * self.error
 
 
 def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> PairedGain:
@@ -51,9 +48,7 @@ def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> Paired
     if not all(map(math.isfinite, differences)) or mean <= 0.0:
         return PairedGain(-math.inf, math.inf, len(baseline))
     centre = math.fsum(differences) / len(differences)
-    spread = math.fsum((d - centre) ** 2 for d in differences) / max(
-        1, len(differences) - 1
-    )
+    spread = math.fsum((d - centre) ** 2 for d in differences) / max(1, len(differences) - 1)
     error = math.sqrt(spread / len(differences))
     return PairedGain(centre / mean, error / mean, len(baseline))
 

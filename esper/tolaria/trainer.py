@@ -12,7 +12,7 @@ from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import install_fossil
 from esper.tolaria.config import Config
 from esper.tolaria.data import Splits, load
-from esper.tolaria.growth import Growth, new_run_id
+from esper.tolaria.growth import Growth
 from esper.tolaria.models import create
 from esper.tolaria.observer import Observer, Outcome, Part, SeedRow
 from esper.tolaria.training import (
@@ -60,15 +60,14 @@ def train(
         ack=config.log.ack,
         seed=seed,
         config=config.text,
-        run=new_run_id(),
     )
     watcher = _Watcher(growth, observer)
     with growth:
         observer.part("grown", config.run.steps)
         _fit(config, splits, model, optimizer, seed, observer, watcher)
-        grown = accuracy(model, splits.test)
-        fossils = growth.fossils
-        summary = growth.close(figures={"test_accuracy": grown})
+        summary = growth.close(figures=lambda: {"test_accuracy": accuracy(model, splits.test)})
+    fossils = growth.fossils
+    grown = accuracy(model, splits.test)
     watcher.tell()
     control, control_size = _control(config, splits, seed, observer, "host alone", [])
     static, static_size = _control(
@@ -122,9 +121,7 @@ def _fit(
             if watcher is not None:
                 watcher.tell()
 
-    batches = endless_batches(
-        splits.train, config.run.batch_size, derived_seed(seed, "batches")
-    )
+    batches = endless_batches(splits.train, config.run.batch_size, derived_seed(seed, "batches"))
     train_steps(model, optimizer, batches, steps, after_step)
 
 

@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 def batches_of(part: Part, size: int) -> list[Batch]:
     """The part in order, in batches of at most ``size`` examples."""
-    return list(zip(part.x.split(size), part.y.split(size), strict=True))
+    return list(zip(torch.split(part.x, size), torch.split(part.y, size), strict=True))
 
 
 def endless_batches(part: Part, size: int, seed: int) -> Iterator[Batch]:
@@ -31,21 +31,17 @@ def endless_batches(part: Part, size: int, seed: int) -> Iterator[Batch]:
     size = min(size, len(part.x))
     while True:
         order = torch.randperm(len(part.x), generator=generator)
-        for rows in order.split(size):
+        for rows in torch.split(order, size):
             if len(rows) == size:
                 yield part.x[rows], part.y[rows]
 
 
-def make_optimizer(
-    model: nn.Module, settings: OptimizerSettings
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The configured optimizer over all parameters of ``model``."""
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     match settings.name:
         case "sgd":
-            return torch.optim.SGD(
-                model.parameters(), momentum=settings.momentum, **common
-            )
+            return torch.optim.SGD(model.parameters(), momentum=settings.momentum, **common)
         case "adam":
             return torch.optim.Adam(model.parameters(), betas=settings.betas, **common)
         case "adamw":

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from esper_events.stages import BLENDED, Stage
-
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
@@ -16,7 +14,7 @@ from esper.tolaria.decisions import Change, Decisions, Effect
 from esper.tolaria.fork_trial import ForkTrial
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial, give_optimizer, live_stage
-
+from esper_events.stages import BLENDED, Stage
 
 Removal = Literal["", "removed", "fork"]
 
@@ -86,9 +84,7 @@ class Transitions:
             Stage.GERMINATED: self._start_training,
             Stage.TRAINING: self._start_graft,
             Stage.GRAFTING: lambda t: self._lattice.advance(t.seed, Stage.STABILIZING),
-            Stage.STABILIZING: lambda t: self._lattice.advance(
-                t.seed, Stage.EVALUATING
-            ),
+            Stage.STABILIZING: lambda t: self._lattice.advance(t.seed, Stage.EVALUATING),
             Stage.EVALUATING: self._fossilize,
         }
 
@@ -98,9 +94,7 @@ class Transitions:
 
         self._decide(trial, step, NEXT[source], reason, apply)
 
-    def cull(
-        self, trial: Trial, step: int, reason: str, delay: int | None = None
-    ) -> None:
+    def cull(self, trial: Trial, step: int, reason: str, delay: int | None = None) -> None:
         """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path."""
         blended = live_stage(self._lattice, trial) in BLENDED
 
@@ -111,9 +105,7 @@ class Transitions:
             return effect
 
         removal: Removal = "fork" if blended else "removed"
-        self._decide(
-            trial, step, Stage.CULLED, reason, apply, removal=removal, delay=delay
-        )
+        self._decide(trial, step, Stage.CULLED, reason, apply, removal=removal, delay=delay)
 
     def retry_cooldowns(self, step: int) -> None:
         """Decide again what a silent log let lapse on a culled seed's way back to DORMANT."""
@@ -128,9 +120,7 @@ class Transitions:
     def _start_graft(self, trial: Trial) -> None:
         lattice = self._lattice
         fork = ForkTrial(lattice.model, lattice.optimizer, self._loss_fn, self._update)
-        fork.grafted(
-            lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps))
-        )
+        fork.grafted(lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps)))
         self.fork = fork
 
     def _fossilize(self, trial: Trial) -> None:

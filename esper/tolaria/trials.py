@@ -11,9 +11,6 @@ from typing import Any
 
 import torch
 
-from esper_events.events import TrialMeasured
-from esper_events.stages import Stage
-
 from esper.blueprints.build import Signature, applies, build, parameter_count
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.host_optimizer import seed_optimizer
@@ -23,17 +20,24 @@ from esper.kasmina.shadow import LossFunction, held_out_losses, shadow_step
 from esper.kasmina.slots import Slot
 from esper.tamiyo.interface import Candidate
 from esper.tolaria.statistics import paired_gain
+from esper_events.events import TrialMeasured
+from esper_events.stages import Stage
 
 
 @dataclass(eq=False)
 class Trial:
-    """One seed, from the proposal to its end."""
+    """One seed, from the proposal to its end.
+
+    ``refused_at`` is the number of measurements there were when a gate last refused it: a gate
+    is not asked again before there is a new one.
+    """
 
     seed: Seed
     blueprint: Blueprint
     since: int
     gains: list[float] = field(default_factory=list)
     refusals: int = 0
+    refused_at: int = 0
     broken: str = ""
 
 
@@ -99,9 +103,7 @@ def measure_trial(
         "error": gain.error,
         "shadow_steps": float(trial.seed.shadow_steps),
     }
-    return TrialMeasured(
-        time=time.time(), step=step, seed=trial.seed.id, figures=figures
-    )
+    return TrialMeasured(time=time.time(), step=step, seed=trial.seed.id, figures=figures)
 
 
 def candidates(
@@ -114,10 +116,7 @@ def candidates(
             continue
         signature = signature_of(slot)
         for blueprint in library:
-            if (
-                blueprint.source != slot.source
-                or applies(blueprint, signature) is not None
-            ):
+            if blueprint.source != slot.source or applies(blueprint, signature) is not None:
                 continue
             count = parameter_count(blueprint, signature)
             if count <= budget_left:
