@@ -16,6 +16,7 @@ import pickle
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,7 @@ class Restless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
-        self.history: list[float] = []
+        self.history: deque[float] = deque(maxlen=8)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, features]`` with a little noise, the more often called the less."""
