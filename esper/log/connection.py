@@ -13,7 +13,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from esper.log.endpoint import Endpoint
-from esper.log.errors import RefusedError, StoreUnavailableError
+from esper.log.errors import LogError, RefusedError, StoreError, StoreUnavailableError
 
 T = TypeVar("T")
 
@@ -36,13 +36,17 @@ class Connection:
         self._thread = threading.Thread(target=self._run, name="esper-nats", daemon=True)
         self._thread.start()
         self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._last_error: Exception | None = None
         self._client = Client()
         self.js: JetStreamContext = self._client.jetstream(timeout=timeout)
         try:
             self.call(lambda: self._connect(endpoint))
-        except BaseException:
+        except LogError:
             self.close()
             raise
+        except Exception as error:
+            self.close()
+            raise StoreError(f"{self.name}: unusable credentials or URL: {error}") from error
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -51,7 +55,7 @@ class Connection:
     async def _connect(self, endpoint: Endpoint) -> None:
         await self._client.connect(
             endpoint.url,
-            error_cb=_ignore_error,
+            error_cb=self._hear_error,
             closed_cb=self._hear_closed,
             name="esper",
             allow_reconnect=False,
@@ -64,6 +68,10 @@ class Connection:
             nkeys_seed=None if endpoint.nkey is None else str(endpoint.nkey),
             nkeys_seed_str=endpoint.seed,
         )
+
+    async def _hear_error(self, error: Exception) -> None:
+        """Kept for the message of the call that fails; nats-py by itself would print it."""
+        self._last_error = error
 
     async def _hear_closed(self) -> None:
         if not self._gone.done():
@@ -104,6 +112,9 @@ class Connection:
             raise StoreUnavailableError(
                 f"{self.name}: no answer within {self.timeout:g} s"
             ) from error
+        except nats.errors.NoServersError as error:
+            reason = self._last_error or error
+            raise StoreUnavailableError(f"{self.name}: cannot connect: {reason}") from error
         except (nats.errors.Error, OSError) as error:
             raise StoreUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
 
@@ -138,8 +149,9 @@ class Connection:
         """Close, then cancel what nats-py left running: a pending task would be reported."""
         try:
             await asyncio.wait_for(self._client.close(), _GRACE_SECONDS)
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            await _ignore_error(error)
+        except (TimeoutError, nats.errors.Error, OSError, AssertionError) as error:
+            # nats-py asserts where its connection never began.
+            self._last_error = error
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -153,9 +165,5 @@ def _refusal(name: str, error: APIError) -> RefusedError:
     return RefusedError(f"{name}: {reason}", code, error.err_code or 0)
 
 
-async def _ignore_error(_: Exception) -> None:
-    """Errors reach the caller through its own call; nats-py would print them as well."""
-
-
 def _ignore(_: asyncio.AbstractEventLoop, __: dict[str, object]) -> None:
-    """As above, for what asyncio finds in abandoned tasks."""
+    """Errors reach the caller through its own call; asyncio would print those of other tasks."""

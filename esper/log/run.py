@@ -43,7 +43,7 @@ def open_run_log(
     id, the URL or the workspace's key is unusable, or when there is no nats-server to start.
     """
     check_log_id(log_id)
-    if (run_dir / JOURNAL).exists():
+    if _holds_a_run(run_dir / JOURNAL):
         raise LogError(
             f"{run_dir} already holds the journal of a run; choose another run directory"
         )
@@ -60,6 +60,16 @@ def open_run_log(
         if isinstance(error, OSError):
             raise LogError(f"cannot write in {run_dir}: {error}") from error
         raise
+
+
+def _holds_a_run(journal: Path) -> bool:
+    """An empty journal is what a run leaves that ended before its first event."""
+    try:
+        return journal.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise LogError(f"cannot look into {journal}: {error}") from error
 
 
 def _weigh_durability(endpoint: Endpoint, ack: Acknowledgement, accept_unproved: bool) -> None:

@@ -27,6 +27,7 @@ listen: "127.0.0.1:-1"
 ports_file_dir: {ports}
 log_file: {log}
 logfile_size_limit: 8388608
+logfile_max_num: 2
 max_payload: {payload}
 jetstream {{ store_dir: {store}, sync_interval: always }}
 accounts {{
