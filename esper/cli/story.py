@@ -30,6 +30,8 @@ _REMOVALS = {
     "snapshot": ", the snapshot is restored",
 }
 _COOLING = frozenset({Stage.EMBARGOED, Stage.DORMANT})
+_ROUTINE = _COOLING | {Stage.TRAINING}
+"""Stages that are entered for one reason only, which needs no telling."""
 _TOLD_GATES = frozenset({Gate.SHADOW, Gate.FORK})
 """Gates whose figures a person wants; the others show in the transition that they allow."""
 
@@ -99,7 +101,8 @@ class Story:
             return f"decision {event.decision} applied"
         removal = _REMOVALS[decided.removal]
         lost = f", {event.steps_lost} steps lost" if event.steps_lost else ""
-        why = f": {decided.reason}" if decided.reason else ""
+        told = decided.reason and decided.target not in _ROUTINE
+        why = f": {decided.reason}" if told else ""
         return (
             f"{self._seed(decided.seed)} {decided.source.value} -> "
             f"{decided.target.value}{removal}{lost}{why}"

@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ def print_summary(outcome: Outcome, console: Console | None = None) -> None:
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table("model", show_edge=False, pad_edge=False)
+    table = Table("model", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("parameters", "steps", "test accuracy"):
         table.add_column(column, justify="right")
     rows = (

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -102,11 +103,11 @@ class LiveView:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
             console=console,
             auto_refresh=False,
         )
-        self._task = self._progress.add_task("loading torch", total=None, figures="")
+        self._task = self._progress.add_task("loading torch", total=None)
+        self._figures = ""
         self._rows: tuple[SeedRow, ...] = ()
         self.live = Live(
             get_renderable=self._draw, console=console, refresh_per_second=5, transient=False
@@ -116,13 +117,12 @@ class LiveView:
         """A bar for the training that begins."""
         if self._progress.tasks[-1].total is None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(name, total=steps, figures="")
+        self._task = self._progress.add_task(name, total=steps)
 
     def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
         """Move the bar."""
-        self._progress.update(
-            self._task, completed=step, total=steps, figures=_figures(loss, accuracy)
-        )
+        self._progress.update(self._task, completed=step, total=steps)
+        self._figures = _figures(loss, accuracy)
 
     def event(self, record: Record) -> None:
         """A line above the bars for what changed the model or was judged."""
@@ -136,14 +136,17 @@ class LiveView:
 
     def _draw(self) -> RenderableType:
         rows = self._rows
-        return Group(self._progress, *([seed_table(rows)] if rows else []))
+        parts: list[RenderableType] = [self._progress, Text(self._figures)]
+        return Group(*parts, seed_table(rows)) if rows else Group(*parts)
 
 
 def seed_table(rows: Sequence[SeedRow]) -> Table:
     """The newest seeds, one row each; says how many older ones it leaves out."""
     older = len(rows) - _SEED_ROWS
-    table = Table("seed", "slot", "blueprint", "stage", show_edge=False, pad_edge=False)
-    for column in ("alpha", "parameters", "gain"):
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("seed", "slot", "blueprint", "stage"):
+        table.add_column(column, no_wrap=True)
+    for column in ("alpha", "params", "gain"):
         table.add_column(column, justify="right")
     for row in rows[-_SEED_ROWS:]:
         table.add_row(
