@@ -43,8 +43,8 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``blueprints``: names from the library; empty means all that apply.
     """
 
-    observe_every: Count = 50
-    warmup: Steps = 100
+    observe_every: Count = 200
+    warmup: Steps = 400
     patience: Count = 4
     plateau: Fraction = 0.02
     max_growths: Steps = 2
