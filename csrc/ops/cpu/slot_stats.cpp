@@ -14,8 +14,9 @@ namespace esper::cpu {
 namespace {
 
 // Elements of one feature in one partial result: fixed, so that the result does not depend on
-// the thread count.
-constexpr std::int64_t kBlock = 4096;
+// the thread count. Rows are fewer: each may lie on a page of its own.
+constexpr std::int64_t kRowsPerBlock = 256;
+constexpr std::int64_t kElementsPerBlock = 4096;
 constexpr std::int64_t kGrainElements = 32768;
 
 struct Partials {
@@ -31,18 +32,18 @@ struct Partials {
 template <typename T>
 Partials reduce_rows(const T* x, const StatsShape& shape) {
   const std::int64_t tiles = (shape.features + kFeatureTile - 1) / kFeatureTile;
-  const std::int64_t blocks = (shape.outer + kBlock - 1) / kBlock;
+  const std::int64_t blocks = (shape.outer + kRowsPerBlock - 1) / kRowsPerBlock;
   Partials partials{shape.features,
                     std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
   const auto& kernel = stats_kernels<T>();
-  const std::int64_t rows = std::min(kBlock, shape.outer);
+  const std::int64_t rows = std::min(kRowsPerBlock, shape.outer);
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / (rows * kFeatureTile));
   torch::stable::parallel_for(0, tiles * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t block = task / tiles;
       const std::int64_t first = (task % tiles) * kFeatureTile;
-      const std::int64_t row = block * kBlock;
-      kernel.rows(x + row * shape.features + first, std::min(kBlock, shape.outer - row),
+      const std::int64_t row = block * kRowsPerBlock;
+      kernel.rows(x + row * shape.features + first, std::min(kRowsPerBlock, shape.outer - row),
                   shape.features, std::min(kFeatureTile, shape.features - first),
                   partials.at(block, first));
     }
@@ -53,7 +54,7 @@ Partials reduce_rows(const T* x, const StatsShape& shape) {
 // Each feature owns runs of adjacent elements.
 template <typename T>
 Partials reduce_runs(const T* x, const StatsShape& shape) {
-  const std::int64_t runs = std::max<std::int64_t>(1, kBlock / shape.inner);
+  const std::int64_t runs = std::max<std::int64_t>(1, kElementsPerBlock / shape.inner);
   const std::int64_t blocks = (shape.outer + runs - 1) / runs;
   Partials partials{shape.features,
                     std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};

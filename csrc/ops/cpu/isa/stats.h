@@ -12,20 +12,23 @@ using esper::Partial;
 using esper::cpu::kFeatureTile;
 
 constexpr double kMaxDouble = 1.7976931348623157e308;
-constexpr std::int64_t kLanes = kFeatureTile;
+constexpr std::int64_t kRunLanes = 16;
+constexpr std::int64_t kStrip = 16;
+constexpr std::int64_t kRowGroup = 8;
 
-// kLanes independent accumulations; the loops over lanes become vector instructions.
+// N independent accumulations; the loops over them become vector instructions.
+template <std::int64_t N>
 struct Lanes {
-  double shift[kLanes] = {};
-  double sum[kLanes] = {};
-  double square[kLanes] = {};
-  double abs_max[kLanes] = {};
-  double finite[kLanes] = {};
-  double zeros[kLanes] = {};
+  double shift[N];
+  double sum[N];
+  double square[N];
+  double abs_max[N];
+  double finite[N];
+  double zeros[N];
 };
 
-template <typename T>
-inline void add(Lanes& lanes, const T* x, std::int64_t width) {
+template <std::int64_t N, typename T>
+inline void add(Lanes<N>& lanes, const T* x, std::int64_t width) {
   for (std::int64_t i = 0; i < width; ++i) {
     const double value = load(x + i);
     const double magnitude = __builtin_fabs(value);
@@ -40,7 +43,8 @@ inline void add(Lanes& lanes, const T* x, std::int64_t width) {
   }
 }
 
-inline Partial finish(const Lanes& lanes, std::int64_t i, std::int64_t elements) {
+template <std::int64_t N>
+inline Partial finish(const Lanes<N>& lanes, std::int64_t i, std::int64_t elements) {
   Partial out{};
   out.finite = lanes.finite[i];
   out.zeros = lanes.zeros[i];
@@ -67,24 +71,41 @@ inline double first_finite(const T* x, std::int64_t count, std::int64_t stride) 
   return 0.0;
 }
 
+// A few rows at a time run through all strips: every row is then a stream that the machine can
+// read ahead, and a strip's accumulators serve several rows while they are in the nearest cache.
 template <typename T>
-void stats_rows(
-    const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width, Partial* out) {
-  Lanes lanes;
-  for (std::int64_t i = 0; i < width; ++i) {
-    lanes.shift[i] = first_finite(x + i, rows, stride);
-  }
-  if (width == kLanes) {
-    for (std::int64_t row = 0; row < rows; ++row) {
-      add(lanes, x + row * stride, kLanes);
-    }
-  } else {
-    for (std::int64_t row = 0; row < rows; ++row) {
-      add(lanes, x + row * stride, width);
-    }
+void stats_rows(const T* __restrict__ x,
+                std::int64_t rows,
+                std::int64_t stride,
+                std::int64_t width,
+                Partial* __restrict__ out) {
+  Lanes<kStrip> strips[kFeatureTile / kStrip];
+  const std::int64_t used = (width + kStrip - 1) / kStrip;
+  for (std::int64_t s = 0; s < used; ++s) {
+    strips[s] = {};
   }
   for (std::int64_t i = 0; i < width; ++i) {
-    out[i] = finish(lanes, i, rows);
+    strips[i / kStrip].shift[i % kStrip] = first_finite(x + i, rows, stride);
+  }
+  for (std::int64_t group = 0; group < rows; group += kRowGroup) {
+    const std::int64_t end = rows - group < kRowGroup ? rows : group + kRowGroup;
+    for (std::int64_t s = 0; s < used; ++s) {
+      const T* p = x + group * stride + s * kStrip;
+      const std::int64_t left = width - s * kStrip;
+      // A copy that lives in registers.
+      Lanes<kStrip> lanes = strips[s];
+      for (std::int64_t row = group; row < end; ++row, p += stride) {
+        if (left >= kStrip) {
+          add(lanes, p, kStrip);
+        } else {
+          add(lanes, p, left);
+        }
+      }
+      strips[s] = lanes;
+    }
+  }
+  for (std::int64_t i = 0; i < width; ++i) {
+    out[i] = finish(strips[i / kStrip], i % kStrip, rows);
   }
 }
 
@@ -95,20 +116,20 @@ void stats_runs(
   for (std::int64_t run = 0; run < count && shift == 0.0; ++run) {
     shift = first_finite(x + run * stride, length, 1);
   }
-  Lanes lanes;
+  Lanes<kRunLanes> lanes = {};
   for (double& lane : lanes.shift) {
     lane = shift;
   }
   for (std::int64_t run = 0; run < count; ++run) {
     const T* p = x + run * stride;
     std::int64_t i = 0;
-    for (; i + kLanes <= length; i += kLanes) {
-      add(lanes, p + i, kLanes);
+    for (; i + kRunLanes <= length; i += kRunLanes) {
+      add(lanes, p + i, kRunLanes);
     }
     add(lanes, p + i, length - i);
   }
   // All lanes share one shift, so their sums add up; pairwise, in a fixed order.
-  for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
+  for (std::int64_t half = kRunLanes / 2; half > 0; half /= 2) {
     for (std::int64_t i = 0; i < half; ++i) {
       lanes.sum[i] += lanes.sum[i + half];
       lanes.square[i] += lanes.square[i + half];

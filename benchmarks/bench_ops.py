@@ -1,0 +1,160 @@
+"""The operators against plain torch, on this machine and in one run.
+
+``make bench`` runs both parts: pytest-benchmark for times, and ``python -m benchmarks.bench_ops``
+for ratios. A ratio is of two calls timed in turns, so that whatever else the machine does hits
+both; its interval is the 95 % bootstrap interval of the median.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from esper.kasmina import native, ops
+
+Call = Callable[[], object]
+SMALL, LARGE = (64, 32), (4096, 1024)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator and what a user would write, or could at best hope for, instead."""
+
+    name: str
+    operator: Call
+    peer_name: str
+    peer: Call
+
+
+def forward_case(shape: tuple[int, ...], dtype: torch.dtype, peer_name: str) -> Case:
+    h, delta = torch.randn(2, *shape).to(dtype)
+    alpha, out = torch.tensor([0.3], dtype=dtype), torch.empty(shape, dtype=dtype)
+    peers: dict[str, Call] = {
+        "h + a * d": lambda: h + alpha * delta,
+        "copy_": lambda: out.copy_(h),
+        "clone": h.clone,
+    }
+    name = f"graft_blend forward {list(shape)} {str(dtype)[6:]}"
+    return Case(name, lambda: ops.graft_blend(h, delta, alpha), peer_name, peers[peer_name])
+
+
+def training_case(shape: tuple[int, ...], alpha_learns: bool) -> Case:
+    h, delta = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    alpha = torch.full((1,), 0.3, requires_grad=alpha_learns)
+    grad = torch.randn(shape)
+    wanted = [h, delta, alpha] if alpha_learns else [h, delta]
+
+    def step(blend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Call:
+        return lambda: torch.autograd.grad(blend(h, delta, alpha), wanted, grad)
+
+    learns = ", alpha learns" if alpha_learns else ""
+    name = f"graft_blend forward + backward {list(shape)}{learns}"
+    return Case(name, step(ops.graft_blend), "h + a * d", step(lambda h, d, a: h + a * d))
+
+
+def stats_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    x = torch.randn(shape).to(dtype)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+
+    def eager() -> Tensor:
+        finite = x.isfinite()
+        variance, mean = torch.var_mean(x, axes, correction=0)
+        zeros = (x == 0).float().mean(axes)
+        return torch.stack([mean, variance, x.abs().amax(axes), zeros, (~finite).sum(axes)])
+
+    name = f"slot_stats {list(shape)} {str(dtype)[6:]}"
+    return Case(name, lambda: ops.slot_stats(x, 1), "five torch reductions", eager)
+
+
+def cases() -> list[Case]:
+    """All comparisons; built on demand because the large ones take memory."""
+    f32, f64, bf16 = torch.float32, torch.float64, torch.bfloat16
+    return [
+        *(forward_case(SMALL, f32, peer) for peer in ("h + a * d", "clone")),
+        *(forward_case(LARGE, f32, peer) for peer in ("h + a * d", "clone", "copy_")),
+        forward_case(LARGE, f64, "h + a * d"),
+        forward_case(LARGE, bf16, "h + a * d"),
+        training_case(SMALL, alpha_learns=False),
+        training_case(SMALL, alpha_learns=True),
+        training_case(LARGE, alpha_learns=False),
+        training_case(LARGE, alpha_learns=True),
+        stats_case(SMALL, f32),
+        stats_case(LARGE, f32),
+        stats_case(LARGE, bf16),
+        stats_case((64, 64, 28, 28), f32),
+    ]
+
+
+CASES = {f"{case.name} vs {case.peer_name}": case for case in cases()}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("side", ["operator", "peer"])
+def test_time(benchmark: BenchmarkFixture, name: str, side: str) -> None:
+    benchmark.group = name
+    benchmark(getattr(CASES[name], side))
+
+
+def seconds(call: Call, repeats: int) -> float:
+    """Mean time of one call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def pairs(case: Case, budget: float = 1.5) -> list[tuple[float, float]]:
+    """Times of operator and peer in turns, for about ``budget`` seconds."""
+    for call in (case.operator, case.peer):
+        seconds(call, 20)
+    repeats = max(1, int(2e-3 / seconds(case.operator, 5)))
+    measured: list[tuple[float, float]] = []
+    end = time.perf_counter() + budget
+    while len(measured) < 20 or time.perf_counter() < end:
+        first = seconds(case.operator, repeats)
+        measured.append((first, seconds(case.peer, repeats)))
+    return measured
+
+
+def interval(values: list[float], draws: int = 500) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    source = random.Random(0)
+    medians = sorted(statistics.median(source.choices(values, k=len(values))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def main() -> None:
+    """Print the table of ratios; below 1 the operator is faster."""
+    table = Table(
+        title=f"torch {torch.__version__}, {native.cpu_isa()}, {torch.get_num_threads()} threads"
+    )
+    for column in ("operator", "us", "peer", "us", "ratio", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("operator", "peer") else "right")
+    for case in CASES.values():
+        measured = pairs(case)
+        ratios = [own / other for own, other in measured]
+        low, high = interval(ratios)
+        own, other = (statistics.median(side) * 1e6 for side in zip(*measured, strict=True))
+        table.add_row(
+            case.name,
+            f"{own:.1f}",
+            case.peer_name,
+            f"{other:.1f}",
+            f"{statistics.median(ratios):.2f}",
+            f"{low:.2f} .. {high:.2f}",
+        )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
