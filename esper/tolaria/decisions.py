@@ -1,12 +1,16 @@
 """Decide, append, acknowledge, apply: no change reaches the host before the log has it.
 
-Each decision names the step at which it takes effect. At that step it is applied when the log
-has acknowledged it, and lapses when not; either way an event says so. Lapses in a row open a
-circuit breaker: training goes on, growth waits until the log answers again.
+Each decision names the step at which it takes effect. It is applied at the first safe point
+from that step on at which the log has acknowledged it; training waits for nothing. A log that
+has not answered ``ack_timeout`` seconds after that step lets the change lapse; either way an
+event says so. Lapses in a row open a circuit breaker: training goes on, and growth waits until
+the log answers again. With ``sync_decisions`` the named step waits for the log instead, so that
+a run depends on nothing but its seed.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +27,17 @@ from esper_events.events import (
 from esper_events.stages import Stage
 
 
+BreakerState = Literal["closed", "open", "half-open"]
+
+
 class Ticket(Protocol):
     """The log's promise about one append."""
 
     @property
     def acknowledged(self) -> bool: ...
+
+    @property
+    def error(self) -> BaseException | None: ...
 
     def wait(self, timeout: float) -> bool: ...
 
@@ -67,12 +77,13 @@ class Change:
     removal: Literal["", "removed", "fork"] = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Open:
     number: int
     at_step: int
     change: Change
     ticket: Ticket
+    deadline: float = math.inf
 
 
 class Decisions:
@@ -84,7 +95,8 @@ class Decisions:
         self._open: list[_Open] = []
         self._count = 0
         self._lapses_in_a_row = 0
-        self._retry_at: int | None = None
+        self._breaker: BreakerState = "closed"
+        self._retry_at = 0
         self.lapsed = 0
 
     def __bool__(self) -> bool:
@@ -95,16 +107,15 @@ class Decisions:
         return any(entry.change.seed == seed for entry in self._open)
 
     def allowed(self, step: int) -> bool:
-        """Whether the breaker lets a decision through: closed, or due for one try."""
-        if self._retry_at is None:
-            return True
-        return step >= self._retry_at and not self._open
+        """Whether the breaker lets decisions through: it is closed, or due to try the log again
+        with the decisions of one step."""
+        return self._breaker == "closed" or (step >= self._retry_at and not self._open)
 
     def decide(self, step: int, change: Change, delay: int | None = None) -> None:
         """Append the decision that ``change`` takes effect ``delay`` steps from ``step``
         (the configured lead when None)."""
-        if self._retry_at is not None:
-            self._say(step, "half-open", "one decision tries the log again")
+        if self._breaker == "open" and step >= self._retry_at:
+            self._turn(step, "half-open", "the log is tried again")
         at_step = step + (self._settings.lead if delay is None else delay)
         number, self._count = self._count, self._count + 1
         decided = TransitionDecided(
@@ -123,15 +134,19 @@ class Decisions:
         self._open.append(_Open(number, at_step, change, self._log.append(decided)))
 
     def settle(self, step: int, *, wait: bool = False) -> bool:
-        """Apply or lapse every decision that is due at ``step``; True if anything was applied.
+        """Apply what is due at ``step`` and acknowledged, lapse what is overdue; True if anything
+        was applied.
 
         ``wait`` gives the log its time-out to acknowledge, as ``sync_decisions`` does.
         """
+        if not self._open:
+            return False
+        wait = wait or self._settings.sync_decisions
         applied = False
-        due = [entry for entry in self._open if entry.at_step <= step]
-        self._open = [entry for entry in self._open if entry.at_step > step]
-        for entry in due:
-            applied |= self._settle_one(entry, step, wait or self._settings.sync_decisions)
+        for entry in [entry for entry in self._open if entry.at_step <= step]:
+            if self._answered(entry, wait):
+                self._open.remove(entry)
+                applied |= self._settle_one(entry, step)
         return applied
 
     def abandon(self, step: int, reason: str) -> None:
@@ -140,10 +155,19 @@ class Decisions:
         for entry in abandoned:
             self._lapse(entry, step, reason)
 
-    def _settle_one(self, entry: _Open, step: int, wait: bool) -> bool:
-        ticket, change = entry.ticket, entry.change
-        acknowledged = ticket.acknowledged or (wait and ticket.wait(self._settings.ack_timeout))
-        if not acknowledged:
+    def _answered(self, entry: _Open, wait: bool) -> bool:
+        """Whether the log has acknowledged or failed ``entry``, or used up its time."""
+        ticket = entry.ticket
+        if entry.deadline == math.inf:
+            entry.deadline = time.monotonic() + self._settings.ack_timeout
+        if wait and not ticket.acknowledged:
+            ticket.wait(max(0.0, entry.deadline - time.monotonic()))
+        failed = ticket.error is not None
+        return ticket.acknowledged or failed or time.monotonic() >= entry.deadline
+
+    def _settle_one(self, entry: _Open, step: int) -> bool:
+        change = entry.change
+        if not entry.ticket.acknowledged:
             self._lapse(entry, step, "the log did not acknowledge it in time")
             self._count_lapse(step)
             return False
@@ -172,18 +196,18 @@ class Decisions:
 
     def _count_lapse(self, step: int) -> None:
         self._lapses_in_a_row += 1
-        reopened = self._retry_at is not None
-        if self._lapses_in_a_row >= self._settings.breaker_limit or reopened:
+        too_many = self._lapses_in_a_row >= self._settings.breaker_limit
+        if self._breaker == "half-open" or (self._breaker == "closed" and too_many):
             self._retry_at = step + self._settings.breaker_cooldown
-            self._say(step, "open", f"{self._lapses_in_a_row} decisions lapsed in a row")
+            self._turn(step, "open", f"{self._lapses_in_a_row} decisions lapsed in a row")
 
     def _count_success(self, step: int) -> None:
         self._lapses_in_a_row = 0
-        if self._retry_at is not None:
-            self._retry_at = None
-            self._say(step, "closed", "the log acknowledges again")
+        if self._breaker != "closed":
+            self._turn(step, "closed", "the log acknowledges again")
 
-    def _say(self, step: int, state: Literal["closed", "open", "half-open"], reason: str) -> None:
+    def _turn(self, step: int, state: BreakerState, reason: str) -> None:
+        self._breaker = state
         self._log.append(
             BreakerChanged(time=time.time(), step=step, breaker="log", state=state, reason=reason)
         )

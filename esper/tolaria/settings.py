@@ -34,10 +34,10 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
       ``6 / (pi * k)**2`` of it.
     - ``shadow_confidence``: one-sided confidence of the shadow gate.
     - ``embargo``: cool-down of a slot after a cull.
-    - ``lead``: steps between a decision and the step at which it takes effect.
-    - ``sync_decisions``: wait for the acknowledgement at that step instead of letting the
-      change lapse (a step then depends on nothing but its number).
-    - ``ack_timeout``: seconds that a synchronous decision waits.
+    - ``lead``: steps between a decision and the step at which it takes effect; a log that has
+      not acknowledged it by then delays it, and lets it lapse after ``ack_timeout`` seconds.
+    - ``sync_decisions``: wait for the acknowledgement at that step, so that every change takes
+      effect at exactly the step that its decision names.
     - ``breaker_limit``: lapses in a row that open the log's circuit breaker;
       ``breaker_cooldown``: steps until it is tried again.
     - ``blueprints``: names from the library; empty means all that apply.
