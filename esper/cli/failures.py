@@ -17,7 +17,8 @@ VERIFICATION_FAILED = 1
 BAD_USAGE = 2
 FAILED = 3
 INTERRUPTED = 130
-TERMINATED = 143
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class UserError(click.ClickException):
@@ -37,7 +38,11 @@ class RunFailedError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as well as Ctrl-C does: with its log closed."""
+    """SIGTERM or SIGHUP, which end a run as well as Ctrl-C does: with its log closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def say(message: str) -> None:
@@ -48,11 +53,15 @@ def say(message: str) -> None:
 
 def run(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command to its exit code; nothing escapes but what the interpreter itself raises."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    # One that is ignored, as nohup has it, stays ignored.
+    caught = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, _terminate)
     try:
         return _run(command, arguments)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(command: click.Command, arguments: list[str] | None) -> int:
@@ -73,14 +82,14 @@ def _run(command: click.Command, arguments: list[str] | None) -> int:
         return _unexpected(error)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(number)
 
 
 def _interrupted(abort: click.exceptions.Abort) -> int:
     if isinstance(abort.__cause__, Terminated):
         say("terminated")
-        return TERMINATED
+        return 128 + abort.__cause__.number
     say("interrupted")
     return INTERRUPTED
 

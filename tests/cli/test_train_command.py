@@ -141,7 +141,7 @@ def test_the_seed_decides_the_model(trained: Trained) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "terminated")],
 )
 def test_an_interrupted_run_closes_its_log(
     tmp_path: Path, number: signal.Signals, code: int, word: str
