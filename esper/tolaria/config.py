@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -191,14 +192,25 @@ def _check(config: Config, table: Mapping[str, Mapping[str, object]]) -> None:
                 f"model.factory: got {shown(config.model.factory)}, wanted 'module:function'"
             )
     if config.log.nats is not None:
+        if "@" in config.log.nats:  # The run's log holds the config, and is there to be shown.
+            raise ConfigError(
+                "log.nats: holds a user or password, which the run's log would keep; give it with "
+                "--nats or in the environment (ESPER_NATS_CREDS, ESPER_NATS_NKEY)"
+            )
         check_nats_url(config.log.nats, "log.nats")
 
 
 def check_nats_url(url: str, key: str) -> None:
     """Raise ``ConfigError`` naming ``key`` unless ``url`` can be the address of a NATS server."""
-    scheme, found, rest = url.partition("://")
-    if not found or scheme not in ("nats", "tls", "ws", "wss") or not rest or not url.isprintable():
-        raise ConfigError(f"{key}: got {shown(url)}, wanted an address such as nats://host:4222")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname)
+        good = good and url.isprintable() and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        told = "an address that holds a password" if "@" in url else shown(url)
+        raise ConfigError(f"{key}: got {told}, wanted an address such as nats://host:4222")
 
 
 def with_seed(config: Config, seed: int | None) -> Config:
