@@ -9,10 +9,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from esper.log.errors import LogClosedError, LogError
 from esper.log.replica import NO_REPLICA, Replica, ReplicaState
+from esper.log.settling import Acknowledgement, Settling, Written
 from esper.log.store import Store, StoreSource
 from esper.log.ticket import Ticket, settle
 from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
@@ -20,8 +20,6 @@ from esper_events.codec import encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, Record, ReplicaChanged, RunEnded
 from esper_events.keys import SigningKey
-
-Acknowledgement = Literal["journal", "jetstream"]
 
 _EXIT_SECONDS = 3.0
 
@@ -35,15 +33,6 @@ class LogSummary:
     segments: int
     head: str
     behind: int
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A segment that is in the journal: its number, who waits for it, what it says."""
-
-    segment: int
-    tickets: list[Ticket]
-    records: list[Record]
 
 
 class EventLog:
@@ -77,7 +66,6 @@ class EventLog:
         """Of the key that signs; the run's first event names it."""
         self.failure: BaseException | None = None
         """Why nothing is acknowledged any more; None while the log works."""
-        self._ack = ack
         self._journal = journal
         self._writer = SegmentWriter(journal, key, log_id, run_dir)
         self._records = self._writer.replayed
@@ -91,19 +79,18 @@ class EventLog:
         self._arrived = threading.Condition(threading.Lock())
         self._queue: deque[Pending] = deque()
         self._in_flight: list[Pending] = []
-        self._unsettled: deque[_Written] = deque()
-        self._shipped = 0
+        self._settling = Settling(ack, self._records, self._settled)
         self._owner = os.getpid()
         self._replica_name = "" if replica is None else replica.name
-        self._replica = None if replica is None else self._follow(replica)
+        self._replica: Replica | None = None
+        if replica is not None:
+            shipped = self._settling.shipped
+            self._replica = Replica(
+                replica, journal, on_change=self._note_replica, on_shipped=shipped
+            )
         self._thread = threading.Thread(target=self._run, name="esper-log", daemon=True)
         self._thread.start()
         atexit.register(self._close_at_exit)
-
-    def _follow(self, source: StoreSource) -> Replica:
-        return Replica(
-            source, self._journal, on_change=self._note_replica, on_shipped=self._hear_shipped
-        )
 
     def append(self, *events: Event) -> Ticket:
         """Hand ``events`` over as neighbours in the log; never waits, safe from any thread.
@@ -177,7 +164,8 @@ class EventLog:
         if self._replica is not None:
             self._replica.finish(deadline - time.monotonic())
             behind = self._replica.state.behind
-            self._abandon(behind)
+            lost = LogError(f"the server did not take the last {behind} segments before close")
+            self._settling.abandon(lost)
         self._summary = LogSummary(
             self._writer.events, self._journal.count, self._writer.head.hex(), behind
         )
@@ -214,28 +202,11 @@ class EventLog:
 
     def _commit(self, batch: list[Pending]) -> None:
         records = self._writer.write([event for pending in batch for event in pending.events])
-        written = _Written(self._journal.count - 1, [p.ticket for p in batch], records)
-        with self._arrived:
-            self._in_flight = []
-            self._unsettled.append(written)
-            self._settle()
+        tickets = [pending.ticket for pending in batch]
+        self._in_flight = []
+        self._settling.written(Written(self._journal.count - 1, tickets, records))
         if self._replica is not None:
             self._replica.wake()
-
-    def _settle(self) -> None:
-        """Acknowledge, in order, what is as durable as was asked for."""
-        while self._unsettled:
-            first = self._unsettled[0]
-            if self._ack == "jetstream" and first.segment >= self._shipped:
-                return
-            self._unsettled.popleft()
-            self._records.extend(first.records)
-            settle(first.tickets, self._settled)
-
-    def _hear_shipped(self, count: int) -> None:
-        with self._arrived:
-            self._shipped = count
-            self._settle()
 
     def _note_replica(self, state: ReplicaState) -> None:
         """Put the replica's standing on the record, where the log can still take it."""
@@ -256,11 +227,3 @@ class EventLog:
             waiting = [p.ticket for p in (*self._in_flight, *self._queue)]
             self._queue.clear()
             settle(waiting, self._settled, error)
-
-    def _abandon(self, behind: int) -> None:
-        """With ``ack="jetstream"``: what the server did not take is not acknowledged."""
-        with self._arrived:
-            error = LogError(f"the server did not take the last {behind} segments before close")
-            for written in self._unsettled:
-                settle(written.tickets, self._settled, error)
-            self._unsettled.clear()

@@ -49,21 +49,28 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
     path = run_dir / JOURNAL
     if not path.is_file():
         raise JournalError(f"{run_dir} holds no journal ({path} is missing)")
-    with FileLock(path) as lock:
-        if not lock.acquire():
-            raise ConflictError(
-                f"{path} is being written by a run, which keeps its copy level by itself"
-            )
-        log, hashes, damage = _survey(path)
-        source = source_for(log, workspace, nats)
+    try:
+        with FileLock(path) as lock:
+            if not lock.acquire():
+                raise ConflictError(
+                    f"{path} is being written by a run, which keeps its copy level by itself"
+                )
+            return _repair(path, workspace, nats)
+    except OSError as error:
+        raise JournalError(f"cannot read {path}: {error}") from error
+
+
+def _repair(path: Path, workspace: Workspace, nats: str | None) -> Repair:
+    log, hashes, damage = _survey(path)
+    source = source_for(log, workspace, nats)
+    try:
+        store = source.connect()
         try:
-            store = source.connect()
-            try:
-                sent = _complete(store, path, hashes)
-            finally:
-                store.close()
+            sent = _complete(store, path, hashes)
         finally:
-            source.close()
+            store.close()
+    finally:
+        source.close()
     return Repair(source.name, len(hashes), sent, damage)
 
 

@@ -146,7 +146,7 @@ class Replica:
         caught_up = self._standing == "lagging"
         self._standing, self._reason = "level", ""
         if caught_up:
-            self._on_change(self.state)
+            self._on_change(ReplicaState("level", 0))
 
     def _fall_behind(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}"

@@ -8,9 +8,10 @@ from pathlib import Path
 from esper.log.durability import is_proved
 from esper.log.endpoint import Endpoint
 from esper.log.errors import LogError
-from esper.log.event_log import Acknowledgement, EventLog
+from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.log.repair import repair_replica
+from esper.log.settling import Acknowledgement
 from esper.log.sources import source_for
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace

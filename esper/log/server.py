@@ -57,6 +57,12 @@ class EmbeddedServer:
 
     def endpoint(self, timeout: float = 20.0) -> Endpoint:
         """Attach, and the address of a server that runs now."""
+        try:
+            return self._attach(timeout)
+        except OSError as error:
+            raise ServerError(f"{self.directory} cannot be used: {error}") from error
+
+    def _attach(self, timeout: float) -> Endpoint:
         deadline = time.monotonic() + timeout
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(self.directory / "start.lock") as starting:
@@ -103,6 +109,7 @@ class EmbeddedServer:
                 check=True,
                 timeout=supervisor.START_SECONDS,
                 pass_fds=(lock,),
+                cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

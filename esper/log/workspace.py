@@ -33,15 +33,15 @@ class Workspace:
         """
         directory = self._directory("keys")
         path = directory / "trainer.key"
-        with FileLock(directory / ".lock") as lock:
-            if not lock.acquire(timeout=_LOCK_SECONDS):
-                raise LogError(f"{path}: another process has been creating the key")
-            try:
+        try:
+            with FileLock(directory / ".lock") as lock:
+                if not lock.acquire(timeout=_LOCK_SECONDS):
+                    raise LogError(f"{path}: another process has been creating the key")
                 if not path.exists():
                     SigningKey.generate().save(path)
                 return SigningKey.load(path)
-            except KeyFileError as error:
-                raise LogError(f"the workspace's signing key cannot be used: {error}") from error
+        except (KeyFileError, OSError) as error:
+            raise LogError(f"the workspace's signing key cannot be used: {error}") from error
 
     def attach_server(self) -> EmbeddedServer:
         """A share in the workspace's nats-server; its ``endpoint()`` starts the server."""
