@@ -1,0 +1,75 @@
+"""What reaches the layers of a host: statistics of activations, one pass over each.
+
+Attached for the sampled pass only; between two samples a host carries no hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina import ops
+from esper.kasmina.isolation import HostGuard
+from esper.kasmina.seed import evaluating
+from esper.kasmina.slots import Slot
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """The features that a module was given in one pass.
+
+    ``dead`` features were zero in every example and position, ``silent`` ones did not vary;
+    ``largest`` is the largest finite magnitude, ``not_finite`` counts elements.
+    """
+
+    features: int
+    dead: int
+    silent: int
+    largest: float
+    not_finite: int
+
+
+def measure_inputs(
+    model: nn.Module, slots: Iterable[Slot], forward: Callable[[], object]
+) -> dict[str, InputStatistics]:
+    """Statistics of what reaches each module at which a span starts, by the module's name.
+
+    ``forward`` runs ``model`` once, here in evaluation mode and without gradients; the host is
+    left exactly as it was.
+    """
+    axes = {slot.start: slot.in_axis + 1 for slot in slots if slot.source == "span"}
+    found: dict[str, InputStatistics] = {}
+
+    def watch(name: str, axis: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def measure(_: nn.Module, args: tuple[Any, ...]) -> None:
+            found[name] = _summary(ops.slot_stats(args[0], axis))
+
+        return measure
+
+    with HostGuard(model, freeze=False), evaluating(model):
+        handles = [
+            model.get_submodule(name).register_forward_pre_hook(watch(name, axis))
+            for name, axis in axes.items()
+        ]
+        try:
+            forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _summary(statistics: Tensor) -> InputStatistics:
+    """Count over the features of ``slot_stats``: ``statistics`` is ``[5, features]``."""
+    _, variance, magnitude, zeros, not_finite = statistics
+    return InputStatistics(
+        features=statistics.shape[1],
+        dead=int(torch.count_nonzero(zeros == 1.0)),
+        silent=int(torch.count_nonzero(variance == 0.0)),
+        largest=float(magnitude.max()),
+        not_finite=int(not_finite.sum()),
+    )
