@@ -31,7 +31,7 @@ from esper.tolaria.training import Batch, classification_loss
 from esper_events.keys import SigningKey
 
 BATCH = 128
-PAIRS = 40
+PAIRS = 30
 SLICE = 5
 SETTINGS = GrowthSettings(max_growths=0)
 Step = Callable[[Batch], None]
@@ -115,7 +115,8 @@ def ratio(first: Step, second: Step, data: list[Batch]) -> Ratio:
     return Ratio(mean, mean - half, mean + half)
 
 
-@pytest.mark.parametrize("widths", [(256, 256), (1024, 1024)], ids=["h=256", "h=1024"])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("widths", [(64, 64), (256, 256)], ids=["h=64", "h=256"])
 def test_dormant(benchmark: BenchmarkFixture, widths: tuple[int, int]) -> None:
     torch.set_num_threads(1)
     data = batches(256, 20)
