@@ -1,0 +1,32 @@
+"""The README says what works: its code runs as printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from esper_events.verify import verify_path
+from support.command import ROOT, environment
+
+
+def test_the_code_of_the_readme_runs_as_printed(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "loop.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "loop.py"],
+        cwd=tmp_path,
+        env=environment(tmp_path / ".esper"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Linear(in_features=64, out_features=6" in done.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    report = verify_path(run)
+    assert report.ok, report.messages
+    assert report.ended
