@@ -50,6 +50,13 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """Put on the record that the held-out loss, now ``loss``, has stopped falling."""
+
+    loss: float
+
+
+@dataclass(frozen=True)
 class Germinate:
     """Start a trial of ``blueprint`` in ``slot``."""
 
@@ -74,11 +81,15 @@ class Cull:
     reason: str
 
 
-Proposal = Germinate | Advance | Cull
+Proposal = Plateau | Germinate | Advance | Cull
 
 
 class Controller(Protocol):
-    """Decides where, when and what to grow; it proposes, and the gates dispose."""
+    """Decides where, when and what to grow; it proposes, and the gates dispose.
+
+    An :class:`Advance` of a seed that is not ``ready`` or is ``pending`` is passed over; a
+    :class:`Cull` makes what is pending lapse.
+    """
 
     def decide(self, observation: Observation) -> list[Proposal]:
         """Proposals for ``observation``; an empty list waits."""

@@ -15,6 +15,7 @@ from esper.tamiyo.interface import (
     Cull,
     Germinate,
     Observation,
+    Plateau,
     Proposal,
     SeedView,
 )
@@ -80,7 +81,8 @@ class RuleController:
             return []
         self._fruitless += 1
         chosen = self._portfolio(observation.candidates)
-        return [Germinate(c.slot, c.blueprint, "held-out loss has stopped falling") for c in chosen]
+        why = "held-out loss has stopped falling"
+        return [Plateau(losses[-1]), *(Germinate(c.slot, c.blueprint, why) for c in chosen)]
 
     def _portfolio(self, candidates: tuple[Candidate, ...]) -> list[Candidate]:
         """The least tried candidates, spread over blueprints and slots, ties by lot."""
@@ -134,8 +136,18 @@ class RuleController:
 
 def has_plateaued(losses: list[float], patience: int, threshold: float) -> bool:
     """Whether the best of the last ``patience`` losses is less than the fraction ``threshold``
-    better than the best before them; False while there are too few."""
+    better than the best before them.
+
+    False while there are too few, and where none of the last is a number: a host that has
+    diverged has not stopped falling.
+    """
     if len(losses) <= patience:
         return False
-    before, recent = min(losses[:-patience]), min(losses[-patience:])
-    return recent > before * (1.0 - threshold)
+    before, recent = _best(losses[:-patience]), _best(losses[-patience:])
+    if math.isinf(before) or math.isinf(recent):
+        return False
+    return recent > before - threshold * abs(before)
+
+
+def _best(losses: list[float]) -> float:
+    return min(filter(math.isfinite, losses), default=math.inf)
