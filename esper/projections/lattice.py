@@ -51,16 +51,17 @@ class LatticeState(msgspec.Struct, frozen=True):
     lapsed: int = 0
 
     def digest(self) -> str:
-        """SHA-256 in hex of the state in msgpack, its mappings as pairs in order of their keys."""
+        """SHA-256 in hex of the state in msgpack, its mappings as pairs in order of their keys.
+
+        ``records`` is left out: events about other things do not change the lattice.
+        """
         seeds, decisions = sorted(self.seeds.items()), sorted(self.open.items())
-        parts = (self.records, self.slots, seeds, decisions, self.lapsed)
+        parts = (self.slots, seeds, decisions, self.lapsed)
         return hashlib.sha256(msgspec.msgpack.encode(parts)).hexdigest()
 
     def fossils(self) -> list[tuple[int, SeedState]]:
         """Seeds that have become part of the host, oldest first."""
-        return sorted(
-            (n, s) for n, s in self.seeds.items() if s.stage is Stage.FOSSILIZED
-        )
+        return sorted((n, s) for n, s in self.seeds.items() if s.stage is Stage.FOSSILIZED)
 
 
 def fold(state: LatticeState, record: Record) -> LatticeState:
@@ -76,25 +77,19 @@ def fold(state: LatticeState, record: Record) -> LatticeState:
     state = msgspec.structs.replace(state, records=state.records + 1)
     match record.event:
         case LatticeDeclared(slots=slots):
-            return msgspec.structs.replace(
-                state, slots=tuple(slot.id for slot in slots)
-            )
+            return msgspec.structs.replace(state, slots=tuple(slot.id for slot in slots))
         case TransitionDecided() as decided:
             return _decide(state, decided)
         case TransitionApplied() as applied:
             return _apply(state, applied)
         case TransitionLapsed(decision=decision):
             _, remaining = _take(state, decision)
-            return msgspec.structs.replace(
-                state, open=remaining, lapsed=state.lapsed + 1
-            )
+            return msgspec.structs.replace(state, open=remaining, lapsed=state.lapsed + 1)
         case _:
             return state
 
 
-def fold_all(
-    records: Iterable[Record], state: LatticeState | None = None
-) -> LatticeState:
+def fold_all(records: Iterable[Record], state: LatticeState | None = None) -> LatticeState:
     """Fold every record in order, from ``state`` or from the beginning."""
     return reduce(fold, records, state or LatticeState())
 
@@ -116,22 +111,23 @@ def _apply(state: LatticeState, applied: TransitionApplied) -> LatticeState:
     decision, remaining = _take(state, applied.decision)
     known = state.seeds.get(decision.seed)
     stage = Stage.DORMANT if known is None else known.stage
+    if known and (known.slot, known.blueprint) != (decision.slot, decision.blueprint):
+        raise ProjectionError(
+            f"decision {applied.decision} moves seed {decision.seed} to slot {decision.slot!r} or "
+            f"another blueprint; it is in {known.slot!r} and stays what it is"
+        )
     if stage is not decision.source or not is_legal(stage, decision.target):
         raise ProjectionError(
             f"decision {applied.decision} takes seed {decision.seed} from "
             f"{decision.source.value} to {decision.target.value}, but it is {stage.value}"
         )
-    seed = SeedState(
-        decision.slot, decision.blueprint, decision.target, applied.seed_weights
-    )
+    seed = SeedState(decision.slot, decision.blueprint, decision.target, applied.seed_weights)
     return msgspec.structs.replace(
         state, open=remaining, seeds={**state.seeds, decision.seed: seed}
     )
 
 
-def _take(
-    state: LatticeState, number: int
-) -> tuple[OpenDecision, dict[int, OpenDecision]]:
+def _take(state: LatticeState, number: int) -> tuple[OpenDecision, dict[int, OpenDecision]]:
     decision = state.open.get(number)
     if decision is None:
         raise ProjectionError(f"decision {number} is settled, but it is not open")
