@@ -14,38 +14,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
+from esper.tolaria.breaker import Breaker, Log, Ticket
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import (
-    BreakerChanged,
-    Event,
-    TransitionApplied,
-    TransitionDecided,
-    TransitionLapsed,
-)
+from esper_events.events import TransitionApplied, TransitionDecided, TransitionLapsed
 from esper_events.stages import Stage
 
-
-BreakerState = Literal["closed", "open", "half-open"]
-
-
-class Ticket(Protocol):
-    """The log's promise about one append."""
-
-    @property
-    def acknowledged(self) -> bool: ...
-
-    @property
-    def error(self) -> BaseException | None: ...
-
-    def wait(self, timeout: float) -> bool: ...
-
-
-class Log(Protocol):
-    """What the training thread needs of an event log; ``append`` never blocks."""
-
-    def append(self, *events: Event) -> Ticket: ...
+__all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
 
 
 @dataclass(frozen=True)
@@ -87,16 +63,14 @@ class _Open:
 
 
 class Decisions:
-    """Decisions under way, and the circuit breaker in front of the log."""
+    """Decisions under way; each ends as applied or lapsed, and either is an event."""
 
     def __init__(self, log: Log, settings: GrowthSettings) -> None:
         self._log = log
         self._settings = settings
-        self._open: list[_Open] = []
+        self._breaker = Breaker(log, settings)
+        self._open: dict[int, _Open] = {}
         self._count = 0
-        self._lapses_in_a_row = 0
-        self._breaker: BreakerState = "closed"
-        self._retry_at = 0
         self.lapsed = 0
 
     def __bool__(self) -> bool:
@@ -104,18 +78,20 @@ class Decisions:
 
     def pending(self, seed: int) -> bool:
         """Whether a decision about ``seed`` is under way."""
-        return any(entry.change.seed == seed for entry in self._open)
+        return any(entry.change.seed == seed for entry in self._open.values())
+
+    def heading(self, seed: int, target: Stage) -> bool:
+        """Whether a decision under way takes ``seed`` to ``target``."""
+        changes = (entry.change for entry in self._open.values())
+        return any(change.seed == seed and change.target is target for change in changes)
 
     def allowed(self, step: int) -> bool:
-        """Whether the breaker lets decisions through: it is closed, or due to try the log again
-        with the decisions of one step."""
-        return self._breaker == "closed" or (step >= self._retry_at and not self._open)
+        """Whether the breaker lets anything be decided at ``step``."""
+        return self._breaker.allows(step)
 
     def decide(self, step: int, change: Change, delay: int | None = None) -> None:
         """Append the decision that ``change`` takes effect ``delay`` steps from ``step``
         (the configured lead when None)."""
-        if self._breaker == "open" and step >= self._retry_at:
-            self._turn(step, "half-open", "the log is tried again")
         at_step = step + (self._settings.lead if delay is None else delay)
         number, self._count = self._count, self._count + 1
         decided = TransitionDecided(
@@ -131,35 +107,38 @@ class Decisions:
             reason=change.reason,
             removal=change.removal,
         )
-        self._open.append(_Open(number, at_step, change, self._log.append(decided)))
+        self._open[number] = _Open(number, at_step, change, self._log.append(decided))
 
     def settle(self, step: int, *, wait: bool = False) -> bool:
         """Apply what is due at ``step`` and acknowledged, lapse what is overdue; True if anything
         was applied.
 
-        ``wait`` gives the log its time-out to acknowledge, as ``sync_decisions`` does.
+        ``wait`` gives the log its time-out to acknowledge, once for all that is due, as
+        ``sync_decisions`` does.
         """
-        if not self._open:
-            return False
-        wait = wait or self._settings.sync_decisions
+        due = [entry for entry in self._open.values() if entry.at_step <= step]
+        for entry in due:
+            if entry.deadline == math.inf:
+                entry.deadline = time.monotonic() + self._settings.ack_timeout
         applied = False
-        for entry in [entry for entry in self._open if entry.at_step <= step]:
-            if self._answered(entry, wait):
-                self._open.remove(entry)
+        for entry in due:
+            if self._answered(entry, wait or self._settings.sync_decisions):
+                del self._open[entry.number]
                 applied |= self._settle_one(entry, step)
         return applied
 
+    def withdraw(self, seed: int, step: int, reason: str) -> None:
+        """Let the open decisions about ``seed`` lapse."""
+        self._lapse_all([e for e in self._open.values() if e.change.seed == seed], step, reason)
+
     def abandon(self, step: int, reason: str) -> None:
         """Let every open decision lapse."""
-        abandoned, self._open = self._open, []
-        for entry in abandoned:
-            self._lapse(entry, step, reason)
+        self._lapse_all(list(self._open.values()), step, reason)
 
-    def _answered(self, entry: _Open, wait: bool) -> bool:
+    @staticmethod
+    def _answered(entry: _Open, wait: bool) -> bool:
         """Whether the log has acknowledged or failed ``entry``, or used up its time."""
         ticket = entry.ticket
-        if entry.deadline == math.inf:
-            entry.deadline = time.monotonic() + self._settings.ack_timeout
         if wait and not ticket.acknowledged:
             ticket.wait(max(0.0, entry.deadline - time.monotonic()))
         failed = ticket.error is not None
@@ -169,13 +148,17 @@ class Decisions:
         change = entry.change
         if not entry.ticket.acknowledged:
             self._lapse(entry, step, "the log did not acknowledge it in time")
-            self._count_lapse(step)
+            self._breaker.lapsed(step)
             return False
-        self._count_success(step)
+        self._breaker.answered(step)
         if not change.still_holds():
             self._lapse(entry, step, "overtaken by another change of this seed")
             return False
-        effect = change.apply(step)
+        try:
+            effect = change.apply(step)
+        except BaseException as error:
+            self._lapse(entry, step, f"it failed: {type(error).__name__}: {error}")
+            raise
         self._log.append(
             TransitionApplied(
                 time=time.time(),
@@ -187,27 +170,14 @@ class Decisions:
         )
         return True
 
+    def _lapse_all(self, entries: list[_Open], step: int, reason: str) -> None:
+        for entry in entries:
+            del self._open[entry.number]
+            self._lapse(entry, step, reason)
+
     def _lapse(self, entry: _Open, step: int, reason: str) -> None:
         self.lapsed += 1
         self._log.append(
             TransitionLapsed(time=time.time(), decision=entry.number, step=step, reason=reason)
         )
         entry.change.lapsed()
-
-    def _count_lapse(self, step: int) -> None:
-        self._lapses_in_a_row += 1
-        too_many = self._lapses_in_a_row >= self._settings.breaker_limit
-        if self._breaker == "half-open" or (self._breaker == "closed" and too_many):
-            self._retry_at = step + self._settings.breaker_cooldown
-            self._turn(step, "open", f"{self._lapses_in_a_row} decisions lapsed in a row")
-
-    def _count_success(self, step: int) -> None:
-        self._lapses_in_a_row = 0
-        if self._breaker != "closed":
-            self._turn(step, "closed", "the log acknowledges again")
-
-    def _turn(self, step: int, state: BreakerState, reason: str) -> None:
-        self._breaker = state
-        self._log.append(
-            BreakerChanged(time=time.time(), step=step, breaker="log", state=state, reason=reason)
-        )

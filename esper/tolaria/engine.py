@@ -14,41 +14,24 @@ from typing import Any
 
 from torch import Tensor
 
+from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.branch import Update
-from esper.kasmina.check import contract_violations
 from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState, SeedState
-from esper.tamiyo.interface import (
-    Advance,
-    Controller,
-    Cull,
-    Germinate,
-    Observation,
-    Proposal,
-    SeedView,
-)
-from esper.tolaria import gates
+from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
 from esper.tolaria.decisions import Decisions, Log
-from esper.tolaria.gates import GateResult
+from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.heldout import HeldOut
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.settings import GrowthSettings
-from esper.tolaria.statistics import paired_gain, spent
-from esper.tolaria.transitions import NEXT, Transitions
-from esper.tolaria.trials import (
-    Trial,
-    candidates,
-    live_stage,
-    measure_trial,
-    new_seed,
-    train_in_shadow,
-)
-from esper_events.events import Event, GateMeasured, PlateauDetected
-from esper_events.stages import BLENDED, GATES, LIVE, Stage
+from esper.tolaria.transitions import Transitions
+from esper.tolaria.trials import Trial, new_seed, signature_of, train_in_shadow
+from esper.tolaria.watch import Watch
+from esper_events.events import PlateauDetected
+from esper_events.stages import BLENDED, LIVE, Stage
 
-_HISTORY = 256
 _MEMORY = 0.98
 
 
@@ -71,18 +54,20 @@ class Engine:
         self.decisions = Decisions(log, settings)
         self.transitions = Transitions(lattice, loss_fn, update, settings, self.decisions)
         self.trials = self.transitions.trials
-        self.held_out: list[tuple[int, float]] = []
+        self.watch = Watch(
+            lattice, self.transitions, self.decisions, loss_fn, held_out, settings, library, log
+        )
+        self._gatekeeper = Gatekeeper(
+            lattice, self.transitions, self.watch, loss_fn, held_out, settings, log
+        )
         self._loss_fn = loss_fn
-        self._parts = held_out
         self._settings = settings
         self._controller = controller
         self._library: Mapping[str, Blueprint] = {b.name: b for b in library}
         self._log = log
         self._run_seed = run_seed
         self._seeds_made = 0
-        self._fork_tests = 0
         self._typical_loss: float | None = None
-        self._loss_before_graft = math.inf
 
     @property
     def idle(self) -> bool:
@@ -97,7 +82,7 @@ class Engine:
         applied = self.decisions.settle(step)
         observing = step % self._settings.observe_every == 0
         if observing:
-            self._observe(step)
+            self.watch.observe(step)
         if observing or applied:
             self._consult(step)
         self.transitions.mark()
@@ -109,10 +94,11 @@ class Engine:
         """
         self.decisions.settle(step, wait=True)
         self.decisions.abandon(step, reason)
-        for trial in self._in_stages(LIVE):
+        for trial in self.watch.in_stages(LIVE):
             self.transitions.cull(trial, step, reason, delay=0)
         self.decisions.settle(step, wait=True)
         self.decisions.abandon(step, reason)
+        self.transitions.release()
 
     def state(self, records: int) -> LatticeState:
         """The running lattice in the terms of its projection, after ``records`` records."""
@@ -130,23 +116,7 @@ class Engine:
 
     def rows(self) -> list[SeedRow]:
         """Fossils and live seeds as a person sees them, oldest first."""
-        shown = [*self.transitions.fossils, *self.trials.values()]
-        return [self._row(trial) for trial in sorted(shown, key=lambda t: t.seed.id)]
-
-    def _row(self, trial: Trial) -> SeedRow:
-        stage = live_stage(self.lattice, trial)
-        return SeedRow(
-            seed=trial.seed.id,
-            slot=trial.seed.slot.id,
-            blueprint=trial.blueprint.name,
-            stage=stage,
-            alpha=0.0 if stage is Stage.DORMANT else self.lattice.alpha(trial.seed.id),
-            parameters=sum(p.numel() for p in trial.seed.parameters),
-            gain=trial.gains[-1] if trial.gains else None,
-        )
-
-    def _in_stages(self, stages: frozenset[Stage]) -> list[Trial]:
-        return [t for t in self.trials.values() if live_stage(self.lattice, t) in stages]
+        return self.watch.rows()
 
     def _follow_with_fork(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         if self.transitions.fork is None:
@@ -154,166 +124,87 @@ class Engine:
             return
         self.transitions.fork.follow(batch)
         self.lattice.tick()
-        if loss is not None and self._exploded(float(loss)):
-            for trial in self._in_stages(BLENDED):
-                if not self.decisions.pending(trial.seed.id):
-                    self.transitions.cull(trial, step, f"training loss exploded to {float(loss):g}")
+        if loss is None or not self._exploded(float(loss)) or not self.decisions.allowed(step):
+            return
+        for trial in self.watch.in_stages(BLENDED):
+            self.transitions.cull(trial, step, f"training loss exploded to {float(loss):g}")
 
     def _exploded(self, loss: float) -> bool:
         """Whether ``loss`` is no number, or far above its running mean since the graft began."""
         typical = loss if self._typical_loss is None else self._typical_loss
-        if not math.isfinite(loss) or loss > typical * self._settings.explosion:
+        if not math.isfinite(loss) or loss - typical > abs(typical) * (
+            self._settings.explosion - 1.0
+        ):
             return True
         self._typical_loss = _MEMORY * typical + (1.0 - _MEMORY) * loss
         return False
 
     def _train_trials(self, batch: Any) -> None:
-        for trial in self._in_stages(frozenset({Stage.TRAINING})):
+        for trial in self.watch.in_stages(frozenset({Stage.TRAINING})):
             if not trial.broken:
                 train_in_shadow(self.lattice, trial, self._loss_fn, batch, self._run_seed)
 
-    def _observe(self, step: int) -> None:
-        """Measure the host, every seed on trial, and the graft under test."""
-        model = self.lattice.model
-        baseline = held_out_losses(model, self._loss_fn, self._parts.watch)
-        self.held_out.append((step, math.fsum(baseline) / len(baseline)))
-        del self.held_out[:-_HISTORY]
-        for trial in self._in_stages(frozenset({Stage.TRAINING})):
-            if not trial.broken:
-                self._log.append(
-                    measure_trial(
-                        self.lattice,
-                        trial,
-                        self._loss_fn,
-                        self._parts.watch,
-                        baseline,
-                        step,
-                    )
-                )
-        fork = self.transitions.fork
-        for trial in self._in_stages(frozenset({Stage.EVALUATING})):
-            if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
-                fork.measure(self._parts.confirm)
-        self.transitions.retry_cooldowns(step)
-
     def _consult(self, step: int) -> None:
-        for trial in self._in_stages(LIVE):
-            if trial.broken and not self.decisions.pending(trial.seed.id):
-                self.transitions.cull(trial, step, trial.broken)
+        """Cull what is broken and ask the controller, where the log can be relied on."""
         if not self.decisions.allowed(step):
             return
-        for proposal in self._controller.decide(self._observation(step)):
+        self.transitions.retry_cooldowns(step)
+        for trial in self.watch.in_stages(LIVE):
+            if trial.broken:
+                self.transitions.cull(trial, step, trial.broken)
+        for proposal in self._controller.decide(self.watch.observation(step)):
             self._carry_out(proposal, step)
-
-    def _observation(self, step: int) -> Observation:
-        budget = self._settings.max_added_parameters - self.transitions.fossil_parameters
-        views = tuple(self._view(t, step) for t in self._in_stages(LIVE | {Stage.DORMANT}))
-        free = () if views else candidates(self.lattice, tuple(self._library.values()), budget)
-        return Observation(step, tuple(self.held_out), free, views, len(self.transitions.fossils))
-
-    def _view(self, trial: Trial, step: int) -> SeedView:
-        stage, age = live_stage(self.lattice, trial), step - trial.since
-        return SeedView(
-            id=trial.seed.id,
-            slot=trial.seed.slot.id,
-            blueprint=trial.blueprint.name,
-            stage=stage,
-            age=age,
-            shadow_steps=trial.seed.shadow_steps,
-            gains=tuple(trial.gains),
-            ready=self._ready(trial, stage, age),
-            pending=stage is Stage.DORMANT or self.decisions.pending(trial.seed.id),
-            refusals=trial.refusals,
-        )
-
-    def _ready(self, trial: Trial, stage: Stage, age: int) -> bool:
-        """Whether the next gate can have anything new to say."""
-        match stage:
-            case Stage.TRAINING:
-                return len(trial.gains) > trial.refused_at
-            case Stage.GRAFTING:
-                return self.lattice.alpha(trial.seed.id) == 1.0
-            case Stage.STABILIZING:
-                return age >= self._settings.stabilize_steps
-            case Stage.EVALUATING:
-                return age >= self._settings.evaluate_steps
-            case _:
-                return True
 
     def _carry_out(self, proposal: Proposal, step: int) -> None:
         match proposal:
+            case Plateau(loss=loss):
+                figures = {"held_out_loss": loss}
+                self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
             case Germinate(slot=slot, blueprint=blueprint, reason=reason):
                 self._germinate(slot, blueprint, reason, step)
             case Advance(seed=seed, reason=reason):
-                self._advance(self.trials[seed], reason, step)
+                trial = self._trial(seed)
+                if self.watch.ready(trial) and not self.decisions.pending(seed):
+                    self._advance(trial, reason, step)
             case Cull(seed=seed, reason=reason):
-                self.transitions.cull(self.trials[seed], step, reason)
+                self.transitions.cull(self._trial(seed), step, reason)
+
+    def _trial(self, seed: int) -> Trial:
+        if seed not in self.trials:
+            wanted = ", ".join(map(str, self.trials)) or "none, nothing is on trial"
+            raise ValueError(f"the controller names seed {seed}, wanted one on trial: {wanted}")
+        return self.trials[seed]
 
     def _germinate(self, slot: str, name: str, reason: str, step: int) -> None:
-        if self._seeds_made == 0 or not self.trials:
-            latest = self.held_out[-1][1] if self.held_out else math.nan
-            figures = {"held_out_loss": latest}
-            self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
+        self._check_place(slot, name)
         number, self._seeds_made = self._seeds_made, self._seeds_made + 1
         blueprint = self._library[name]
         seed = new_seed(number, self.lattice.map.slots[slot], blueprint, self._run_seed)
         trial = Trial(seed, blueprint, since=step)
-        budget = self._settings.max_added_parameters - self.transitions.fossil_parameters
-        result = gates.germination(seed, blueprint, budget)
-        self._log.append(self._measured(trial, Stage.DORMANT, Stage.GERMINATED, result, step))
-        if result.passed:
+        if self._gatekeeper.ask(trial, step).passed:
             self.transitions.germinate(trial, step, reason)
 
+    def _check_place(self, slot: str, name: str) -> None:
+        """Raise ``ValueError`` for a germination that no host and library like these allow."""
+        if slot not in self.lattice.map.slots:
+            known = ", ".join(self.lattice.map.slots)
+            raise ValueError(f"the controller names slot {slot!r}, wanted one of {known}")
+        if name not in self._library:
+            known = ", ".join(self._library)
+            raise ValueError(f"the controller names blueprint {name!r}, wanted one of {known}")
+        place, blueprint = self.lattice.map.slots[slot], self._library[name]
+        obstacle = applies(blueprint, signature_of(place))
+        if blueprint.source != place.source:
+            obstacle = f"it reads {blueprint.source}, the slot gives {place.source}"
+        if obstacle is not None:
+            raise ValueError(f"the controller puts {name!r} into slot {slot!r}: {obstacle}")
+
     def _advance(self, trial: Trial, reason: str, step: int) -> None:
-        source = live_stage(self.lattice, trial)
-        target = NEXT[source]
-        result = self._ask_gate(trial, source, step)
-        self._log.append(self._measured(trial, source, target, result, step))
+        result = self._gatekeeper.ask(trial, step)
         if result.passed:
             self.transitions.advance(trial, step, f"{reason}: {result.reason}")
-            if source is Stage.TRAINING:
-                self._loss_before_graft = self.held_out[-1][1]
         elif result.final:
             self.transitions.cull(trial, step, result.reason)
         else:
             trial.refusals += 1
             trial.refused_at = len(trial.gains)
-
-    def _ask_gate(self, trial: Trial, source: Stage, step: int) -> GateResult:
-        settings, seed = self._settings, trial.seed
-        model, fork = self.lattice.model, self.transitions.fork
-        match source:
-            case Stage.GERMINATED:
-                batch = self._parts.watch[0]
-                return gates.isolation(contract_violations(model, seed, self._loss_fn, batch))
-            case Stage.TRAINING:
-                base = held_out_losses(model, self._loss_fn, self._parts.shadow)
-                grown = held_out_losses(model, self._loss_fn, self._parts.shadow, seed)
-                return gates.shadow(paired_gain(base, grown), settings.shadow_confidence)
-            case Stage.GRAFTING:
-                return gates.blend(self.lattice.alpha(seed.id))
-            case Stage.STABILIZING:
-                overdue = step - trial.since >= 3 * settings.stabilize_steps
-                before = self._loss_before_graft
-                return gates.stability(
-                    self.held_out[-1][1], before, settings.stability_band, overdue
-                )
-            case _ if fork is not None:
-                self._fork_tests += 1
-                level = spent(settings.error_budget, self._fork_tests)
-                test = self._fork_tests
-                return gates.fork(fork.gain(), settings.min_effect, level, test, fork.steps)
-        return GateResult(False, f"no gate leads out of {source.value}", final=True)
-
-    def _measured(
-        self, trial: Trial, source: Stage, target: Stage, result: GateResult, step: int
-    ) -> Event:
-        return GateMeasured(
-            time=time.time(),
-            step=step,
-            seed=trial.seed.id,
-            gate=GATES[source, target],
-            passed=result.passed,
-            reason=result.reason,
-            figures=result.figures,
-        )

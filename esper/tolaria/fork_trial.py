@@ -38,6 +38,11 @@ class ForkTrial:
         self._measured: list[tuple[list[float], list[float]]] = []
 
     @property
+    def measured(self) -> bool:
+        """Whether there is anything to judge by."""
+        return bool(self._measured)
+
+    @property
     def steps(self) -> int:
         """Steps that the fork has trained: what the comparison has cost."""
         return self._branch.steps
@@ -97,7 +102,7 @@ class ForkTrial:
 
 def _means(measurements: Sequence[list[float]]) -> list[float]:
     """The mean of every batch's losses over all measurements."""
-    return [math.fsum(losses) / len(losses) for losses in zip(*measurements, strict=True)]
+    return [sum(losses) / len(losses) for losses in zip(*measurements, strict=True)]
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,10 +24,15 @@ class GateResult:
     final: bool = False
 
 
-def germination(seed: Seed, blueprint: Blueprint, budget_left: int) -> GateResult:
-    """The blueprint is the one its digest names, parameters are finite, and the budget holds."""
+def germination(
+    seed: Seed, blueprint: Blueprint, budget_left: int, *, occupied: bool = False
+) -> GateResult:
+    """The slot is free, the blueprint the one its digest names, its parameters are finite, and
+    the budget holds."""
     count = sum(parameter.numel() for parameter in seed.parameters)
     figures = {"parameters": float(count), "budget_left": float(budget_left)}
+    if occupied:
+        return GateResult(False, "the slot holds a graft or is cooling down", figures, True)
     if from_bytes(blueprint.canonical()).id != seed.blueprint:
         return GateResult(False, "the blueprint's bytes do not have its digest", figures, True)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in seed.parameters):
@@ -83,7 +89,9 @@ def fork(
         "batches": float(gain.batches),
         "fork_steps": float(fork_steps),
     }
-    if lower <= 0.0:
+    if gain.relative == math.inf:
+        return GateResult(True, "the fork has diverged, the grown host has not", figures)
+    if not lower > 0.0:
         return GateResult(False, "not clearly better than the fork", figures, True)
     if gain.relative < min_effect:
         return GateResult(False, f"only {gain.relative:.1%} better than the fork", figures, True)

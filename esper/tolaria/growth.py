@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 import warnings
@@ -19,6 +20,7 @@ from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
 from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
+from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
@@ -45,6 +47,8 @@ from esper_events.events import (
 
 RESERVED = 24
 """Training batches that stand in for held-out ones when the user gives none."""
+
+_logger = logging.getLogger("esper.tolaria")
 
 Outcome = Literal["completed", "interrupted", "failed"]
 
@@ -85,6 +89,7 @@ class Growth:
     Raises:
         LogError: the log cannot be opened.
         HeldOutError: there are too few held-out batches.
+        KasminaError: no seed could join an optimizer of this kind.
         SlotError: the host has no place where anything could grow.
     """
 
@@ -120,12 +125,18 @@ class Growth:
         self._engine: Engine | None = None
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
+        # Refused now rather than in the middle of training.
+        seed_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], (), 1.0)
         parts = _held_out(probe, confirm)
         self.log = log or _open_log(run_dir, workspace, nats, ack)
         self.run = self.log.log_id
         self.log.append(self._started(config))
         if parts is not None:
-            self._begin(parts)
+            try:
+                self._begin(parts)
+            except BaseException as error:
+                self.close("failed", f"{type(error).__name__}: {error}")
+                raise
 
     @property
     def engine(self) -> Engine | None:
@@ -137,7 +148,12 @@ class Growth:
 
         Acknowledged changes take effect here and nowhere else. ``loss`` is the step's training
         loss; given, an explosion during a graft ends it.
+
+        Raises:
+            RuntimeError: growth is closed.
         """
+        if self._summary is not None:
+            raise RuntimeError("growth.step after growth.close: make a new Growth for a new run")
         self._step += 1
         engine = self._engine
         if engine is None:
@@ -161,26 +177,37 @@ class Growth:
         """
         if self._summary is not None:
             return self._summary
-        state = LatticeState()
         try:
             if self._engine is not None:
                 self._engine.conclude(self._step, "the run ended")
             if self.log.flush(self.settings.ack_timeout):
-                state = fold_all(self.log.records())
-                self._compare(state)
-        finally:
-            self.log.append(
-                RunEnded(
-                    time=time.time(),
-                    step=self._step,
-                    outcome=outcome,
-                    reason=reason,
-                    final_weights=model_digest(self.model),
-                    lattice=state.digest(),
-                    figures=figures() if figures else {},
-                )
+                self._compare(fold_all(self.log.records()))
+            measured = figures() if figures else {}
+        except BaseException as error:
+            self._end("failed", f"{type(error).__name__}: {error}", {})
+            raise
+        return self._end(outcome, reason, measured)
+
+    def _end(self, outcome: Outcome, reason: str, figures: Figures) -> LogSummary:
+        self.log.append(
+            RunEnded(
+                time=time.time(),
+                step=self._step,
+                outcome=outcome,
+                reason=reason,
+                final_weights=model_digest(self.model),
+                lattice=self.state(0).digest(),
+                figures=figures,
             )
-            self._summary = self.log.close()
+        )
+        self._summary = self.log.close()
+        if self.log.failure is not None:
+            _logger.warning(
+                "the log of run %s failed, so its record ends after %d events: %s",
+                self.run,
+                self._summary.events,
+                self.log.failure,
+            )
         return self._summary
 
     def records(self, start: int = 0) -> list[Record]:

@@ -26,15 +26,19 @@ class PairedGain:
         """
         from scipy import stats
 
-        if self.batches < 2 or not math.isfinite(self.relative):
+        if self.batches < 2:
             return -math.inf
+        if not math.isfinite(self.relative):
+            return self.relative
         return self.relative - float(stats.t.ppf(1.0 - level, self.batches - 1)) * self.error
 
 
 def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> PairedGain:
     """The gain of ``candidate`` over ``baseline``, two lists of losses of the same batches.
 
-    A loss that is not finite makes the gain minus infinity: nothing is won by breaking.
+    A candidate's loss that is not finite makes the gain minus infinity: nothing is won by
+    breaking. Only a baseline's makes it infinite. A fraction of a loss needs a loss above zero:
+    a baseline whose mean is not gives minus infinity.
 
     Raises:
         ValueError: the lists differ in length or are empty.
@@ -43,14 +47,26 @@ def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> Paired
         raise ValueError(
             f"got {len(baseline)} and {len(candidate)} losses, wanted equally many, at least one"
         )
-    mean = math.fsum(baseline) / len(baseline)
+    count = len(baseline)
+    if not all(map(math.isfinite, candidate)):
+        return PairedGain(-math.inf, math.inf, count)
+    if not all(map(math.isfinite, baseline)):
+        return PairedGain(math.inf, 0.0, count)
+    try:
+        return _relative_gain(baseline, candidate)
+    except OverflowError:
+        return PairedGain(-math.inf, math.inf, count)
+
+
+def _relative_gain(baseline: Sequence[float], candidate: Sequence[float]) -> PairedGain:
+    count = len(baseline)
+    mean = math.fsum(baseline) / count
+    if mean <= 0.0:
+        return PairedGain(-math.inf, math.inf, count)
     differences = [a - b for a, b in zip(baseline, candidate, strict=True)]
-    if not all(map(math.isfinite, differences)) or mean <= 0.0:
-        return PairedGain(-math.inf, math.inf, len(baseline))
-    centre = math.fsum(differences) / len(differences)
-    spread = math.fsum((d - centre) ** 2 for d in differences) / max(1, len(differences) - 1)
-    error = math.sqrt(spread / len(differences))
-    return PairedGain(centre / mean, error / mean, len(baseline))
+    centre = math.fsum(differences) / count
+    spread = math.fsum((d - centre) ** 2 for d in differences) / max(1, count - 1)
+    return PairedGain(centre / mean, math.sqrt(spread / count) / mean, count)
 
 
 def spent(budget: float, test: int) -> float:

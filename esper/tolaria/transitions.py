@@ -95,7 +95,15 @@ class Transitions:
         self._decide(trial, step, NEXT[source], reason, apply)
 
     def cull(self, trial: Trial, step: int, reason: str, delay: int | None = None) -> None:
-        """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path."""
+        """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path.
+
+        Whatever else was under way for it lapses: it must not fossilize on its way out.
+        """
+        if self._decisions.heading(trial.seed.id, Stage.CULLED):
+            return
+        self._decisions.withdraw(trial.seed.id, step, reason)
+        if live_stage(self._lattice, trial) is Stage.DORMANT:
+            return
         blended = live_stage(self._lattice, trial) in BLENDED
 
         def apply(at: int) -> Effect:
@@ -112,6 +120,10 @@ class Transitions:
         for trial in list(self._cooling.values()):
             if not self._decisions.pending(trial.seed.id):
                 self._cool_down(trial, step)
+
+    def release(self) -> None:
+        """Let go of the optimizer when a silent log kept a graft from ever being decided."""
+        self._end_fork(adopt=False)
 
     def _start_training(self, trial: Trial) -> None:
         give_optimizer(self._lattice, trial.seed, self._settings.seed_lr_scale)

@@ -23,6 +23,10 @@ from esper.tolaria.statistics import paired_gain
 from esper_events.events import TrialMeasured
 from esper_events.stages import Stage
 
+SEED_FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
+"""What a seed's body raises on an activation that it cannot take. The trial then ends, and the
+host trains on; a fault of the user's own objective shows in the host's pass just as well."""
+
 
 @dataclass(eq=False)
 class Trial:
@@ -79,7 +83,7 @@ def train_in_shadow(
     draw = derived_seed(run_seed, "shadow", trial.seed.id, trial.seed.shadow_steps)
     try:
         loss = shadow_step(lattice.model, trial.seed, loss_fn, batch, draw)
-    except (RuntimeError, ValueError) as error:
+    except SEED_FAULTS as error:
         trial.broken = f"its shadow pass failed: {error}"
         return
     if not math.isfinite(loss):
@@ -93,9 +97,14 @@ def measure_trial(
     batches: Sequence[Any],
     baseline: Sequence[float],
     step: int,
-) -> TrialMeasured:
-    """Measure the seed's held-out gain over ``baseline``, the host's losses on ``batches``."""
-    losses = held_out_losses(lattice.model, loss_fn, batches, trial.seed)
+) -> TrialMeasured | None:
+    """Measure the seed's held-out gain over ``baseline``, the host's losses on ``batches``; None
+    marks the trial as broken."""
+    try:
+        losses = held_out_losses(lattice.model, loss_fn, batches, trial.seed)
+    except SEED_FAULTS as error:
+        trial.broken = f"its measurement failed: {error}"
+        return None
     gain = paired_gain(baseline, losses)
     trial.gains.append(gain.relative)
     figures = {

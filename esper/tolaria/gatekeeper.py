@@ -1,0 +1,105 @@
+"""Asks the gate in front of a seed, and puts its answer on the record."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from esper.kasmina.check import contract_violations
+from esper.kasmina.lattice import Lattice
+from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.tolaria import gates
+from esper.tolaria.decisions import Log
+from esper.tolaria.gates import GateResult
+from esper.tolaria.heldout import HeldOut
+from esper.tolaria.settings import GrowthSettings
+from esper.tolaria.statistics import paired_gain, spent
+from esper.tolaria.transitions import NEXT, Transitions
+from esper.tolaria.trials import SEED_FAULTS, Trial, live_stage
+from esper.tolaria.watch import Watch
+from esper_events.events import GateMeasured
+from esper_events.stages import GATES, Gate, Stage
+
+_ON_HELD_OUT = frozenset({Gate.SHADOW, Gate.FORK})
+
+
+class Gatekeeper:
+    """The gates of one run, with what they have to remember from one test to the next."""
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        transitions: Transitions,
+        watch: Watch,
+        loss_fn: LossFunction,
+        parts: HeldOut,
+        settings: GrowthSettings,
+        log: Log,
+    ) -> None:
+        self._lattice = lattice
+        self._transitions = transitions
+        self._watch = watch
+        self._loss_fn = loss_fn
+        self._parts = parts
+        self._settings = settings
+        self._log = log
+        self._fork_tests = 0
+        self._loss_before_graft = math.inf
+
+    def ask(self, trial: Trial, step: int) -> GateResult:
+        """The gate that leads out of the trial's stage.
+
+        A seed that fails in its own check is refused for good; the host trains on.
+        """
+        source = live_stage(self._lattice, trial)
+        target = Stage.GERMINATED if source is Stage.DORMANT else NEXT[source]
+        try:
+            result = self._measure(trial, source, step)
+        except SEED_FAULTS as error:
+            if source not in (Stage.GERMINATED, Stage.TRAINING):
+                raise
+            result = GateResult(False, f"the seed fails: {error}", final=True)
+        gate = GATES[source, target]
+        told = result.reason
+        if gate in _ON_HELD_OUT and self._parts.origin != "probe":
+            told = f"{told}, on {self._parts.origin}"
+        self._log.append(
+            GateMeasured(
+                time=time.time(),
+                step=step,
+                seed=trial.seed.id,
+                gate=gate,
+                passed=result.passed,
+                reason=told,
+                figures=result.figures,
+            )
+        )
+        return result
+
+    def _measure(self, trial: Trial, source: Stage, step: int) -> GateResult:
+        settings, seed = self._settings, trial.seed
+        model, fork = self._lattice.model, self._transitions.fork
+        match source:
+            case Stage.DORMANT:
+                occupied = self._lattice.occupied(seed.slot.id)
+                budget = self._watch.budget
+                return gates.germination(seed, trial.blueprint, budget, occupied=occupied)
+            case Stage.GERMINATED:
+                batch = self._parts.watch[0]
+                return gates.isolation(contract_violations(model, seed, self._loss_fn, batch))
+            case Stage.TRAINING:
+                base = held_out_losses(model, self._loss_fn, self._parts.shadow)
+                grown = held_out_losses(model, self._loss_fn, self._parts.shadow, seed)
+                self._loss_before_graft = self._watch.loss
+                return gates.shadow(paired_gain(base, grown), settings.shadow_confidence)
+            case Stage.GRAFTING:
+                return gates.blend(self._lattice.alpha(seed.id))
+            case Stage.STABILIZING:
+                overdue = step - trial.since >= 3 * settings.stabilize_steps
+                before, band = self._loss_before_graft, settings.stability_band
+                return gates.stability(self._watch.loss, before, band, overdue)
+            case _ if fork is not None:
+                self._fork_tests += 1
+                test, level = self._fork_tests, spent(settings.error_budget, self._fork_tests)
+                return gates.fork(fork.gain(), settings.min_effect, level, test, fork.steps)
+        return GateResult(False, f"no gate leads out of {source.value}", final=True)

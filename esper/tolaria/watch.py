@@ -1,0 +1,146 @@
+"""What is measured of host and seeds while they train, and how controller and people see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from esper.blueprints.ir import Blueprint
+from esper.kasmina.lattice import Lattice
+from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.tamiyo.interface import Observation, SeedView
+from esper.tolaria.decisions import Decisions, Log
+from esper.tolaria.heldout import HeldOut
+from esper.tolaria.observer import SeedRow
+from esper.tolaria.settings import GrowthSettings
+from esper.tolaria.transitions import Transitions
+from esper.tolaria.trials import Trial, candidates, live_stage, measure_trial
+from esper_events.stages import BLENDED, LIVE, Stage
+
+
+class Watch:
+    """The history of the held-out loss, and views of the seeds on trial."""
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        transitions: Transitions,
+        decisions: Decisions,
+        loss_fn: LossFunction,
+        parts: HeldOut,
+        settings: GrowthSettings,
+        library: Sequence[Blueprint],
+        log: Log,
+    ) -> None:
+        self.held_out: list[tuple[int, float]] = []
+        """(step, mean loss on the watched batches), oldest first; whole, because a controller's
+        patience may reach far back."""
+        self._lattice = lattice
+        self._transitions = transitions
+        self._decisions = decisions
+        self._loss_fn = loss_fn
+        self._parts = parts
+        self._settings = settings
+        self._library = library
+        self._log = log
+
+    @property
+    def loss(self) -> float:
+        """The latest held-out loss; not a number before the first."""
+        return self.held_out[-1][1] if self.held_out else math.nan
+
+    @property
+    def budget(self) -> int:
+        """Parameters that may still be added."""
+        return self._settings.max_added_parameters - self._transitions.fossil_parameters
+
+    def in_stages(self, stages: frozenset[Stage]) -> list[Trial]:
+        """Trials whose seed stands in one of ``stages``, oldest first."""
+        trials = self._transitions.trials.values()
+        return [trial for trial in trials if live_stage(self._lattice, trial) in stages]
+
+    def observe(self, step: int) -> None:
+        """Measure the host, every seed on trial, and the graft under test."""
+        model, batches = self._lattice.model, self._parts.watch
+        baseline = held_out_losses(model, self._loss_fn, batches)
+        self.held_out.append((step, sum(baseline) / len(baseline)))
+        for trial in self.in_stages(frozenset({Stage.TRAINING})):
+            if not trial.broken:
+                event = measure_trial(self._lattice, trial, self._loss_fn, batches, baseline, step)
+                if event is not None:
+                    self._log.append(event)
+        fork = self._transitions.fork
+        for trial in self.in_stages(frozenset({Stage.EVALUATING})):
+            if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
+                fork.measure(self._parts.confirm)
+
+    def observation(self, step: int) -> Observation:
+        """What the controller sees; seeds that can no longer be helped are not in it."""
+        views = tuple(self._view(t, step) for t in self.in_stages(LIVE | {Stage.DORMANT}))
+        free = () if views else candidates(self._lattice, self._library, self.budget)
+        fossils = len(self._transitions.fossils)
+        return Observation(step, tuple(self.held_out), free, views, fossils)
+
+    def ready(self, trial: Trial) -> bool:
+        """Whether the next gate can have anything new to say.
+
+        A stage that lasts a while is judged on a measurement made after that while, never on
+        an older one.
+        """
+        settings = self._settings
+        measured = self.held_out[-1][0] - trial.since if self.held_out else -1
+        match live_stage(self._lattice, trial):
+            case Stage.GERMINATED:
+                return True
+            case Stage.TRAINING:
+                return len(trial.gains) > trial.refused_at and not self._grafting()
+            case Stage.GRAFTING:
+                return self._lattice.alpha(trial.seed.id) == 1.0
+            case Stage.STABILIZING:
+                return measured >= settings.stabilize_steps
+            case Stage.EVALUATING:
+                fork = self._transitions.fork
+                done = measured >= settings.evaluate_steps
+                return done and fork is not None and fork.measured
+            case _:
+                return False
+
+    def rows(self) -> list[SeedRow]:
+        """Fossils and live seeds as a person sees them, oldest first."""
+        shown = [*self._transitions.fossils, *self._transitions.trials.values()]
+        return [self._row(trial) for trial in sorted(shown, key=lambda trial: trial.seed.id)]
+
+    def _grafting(self) -> bool:
+        """Whether a graft is under test or about to be: there is one at a time."""
+        return any(
+            live_stage(self._lattice, trial) in BLENDED
+            or self._decisions.heading(number, Stage.GRAFTING)
+            for number, trial in self._transitions.trials.items()
+        )
+
+    def _view(self, trial: Trial, step: int) -> SeedView:
+        stage = live_stage(self._lattice, trial)
+        return SeedView(
+            id=trial.seed.id,
+            slot=trial.seed.slot.id,
+            blueprint=trial.blueprint.name,
+            stage=stage,
+            age=step - trial.since,
+            shadow_steps=trial.seed.shadow_steps,
+            gains=tuple(trial.gains),
+            ready=self.ready(trial),
+            pending=stage is Stage.DORMANT or self._decisions.pending(trial.seed.id),
+            refusals=trial.refusals,
+        )
+
+    def _row(self, trial: Trial) -> SeedRow:
+        stage = live_stage(self._lattice, trial)
+        return SeedRow(
+            seed=trial.seed.id,
+            slot=trial.seed.slot.id,
+            blueprint=trial.blueprint.name,
+            stage=stage,
+            alpha=0.0 if stage is Stage.DORMANT else self._lattice.alpha(trial.seed.id),
+            parameters=sum(p.numel() for p in trial.seed.parameters),
+            gain=trial.gains[-1] if trial.gains else None,
+        )
