@@ -99,6 +99,9 @@ class EventLog:
         cannot be encoded or too many bytes at once, ``LogClosedError`` after ``close`` or after
         the run's end.
         """
+        if os.getpid() != self._owner:
+            # Before any lock: a fork may have copied it while it was held.
+            raise LogError(f"log {self.log_id} belongs to the process that opened it")
         try:
             encoded = [encode_event(event) for event in events]
         except CodecError as error:
@@ -113,8 +116,6 @@ class EventLog:
             if self._closing or self._ended:
                 what = "closed" if self._closing else "at the end of its run"
                 raise LogClosedError(f"log {self.log_id} is {what}: no event can be appended")
-            if os.getpid() != self._owner:
-                raise LogError(f"log {self.log_id} belongs to the process that opened it")
             return self._enqueue(encoded, ends)
 
     def _enqueue(self, encoded: list[bytes], ends: bool) -> Ticket:
