@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
-from esper.kasmina.isolation import HostGuard
-from esper.kasmina.seed import Seed
-from esper.kasmina.shadow import LossFunction, shadow_loss
+from esper.kasmina.isolation import HostGuard, uncompiled
+from esper.kasmina.seed import Seed, switched_on
+from esper.kasmina.shadow import LossFunction, scalar_loss
 
 ALPHAS = (0.0, 0.5, 1.0)
 
@@ -23,26 +23,33 @@ def contract_violations(
 
     The contract: the blended activation has the shape, dtype, device and strides of the host's.
     The isolation: for a fixed cotangent the gradient that reaches the host's activation is that
-    cotangent bit for bit at alpha 0, 1/2 and 1, and no host parameter is reachable from the
-    seed's loss in the autograd graph. The host is left exactly as it was.
+    cotangent bit for bit at alpha 0, 1/2 and 1; no host parameter is reachable in the autograd
+    graph from what the seed adds, nor, with the host frozen, from the seed's loss. The host is
+    left exactly as it was.
     """
-    with HostGuard(model), torch.enable_grad():
-        h, x = _activations(model, seed, lambda: loss_fn(batch))
-        delta = seed.body(x.detach())
+    with HostGuard(model, freeze=False), torch.enable_grad():
+        h, delta = _activations(model, seed, lambda: loss_fn(batch))
+        if isinstance(delta, str):
+            return [delta]
         problems = [p for alpha in ALPHAS for p in _blend_problems(h, delta, alpha)]
-        if not problems:
-            loss = shadow_loss(model, seed, loss_fn, batch)
-            problems = _reachability_problems(model, seed, loss)
+        problems += _reachability_problems(model, delta, "what the seed adds")
+    if not problems:
+        with HostGuard(model), torch.enable_grad(), switched_on(model, seed):
+            loss = scalar_loss(loss_fn(batch))
+        problems = _reachability_problems(model, loss, "the seed's loss")
     return list(dict.fromkeys(problems))
 
 
 def _activations(
     model: nn.Module, seed: Seed, forward: Callable[[], object]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | str]:
+    """The slot's activation, and what the seed adds to it or why it cannot."""
     seen: dict[str, Tensor] = {}
+    added: list[Tensor | str] = []
 
     def end(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         seen["h"] = output.detach()
+        added.append(_addition(seed, seen["x"] if seed.slot.source == "span" else seen["h"]))
 
     def start(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen["x"] = args[0].detach()
@@ -52,11 +59,23 @@ def _activations(
         model.get_submodule(seed.slot.start).register_forward_pre_hook(start),
     ]
     try:
-        forward()
+        with uncompiled():
+            forward()
     finally:
         for handle in handles:
             handle.remove()
-    return seen["h"], seen["x"] if seed.slot.source == "span" else seen["h"]
+    return (seen["h"], added[0]) if added else (torch.empty(0), "loss_fn did not reach the slot")
+
+
+def _addition(seed: Seed, x: Tensor) -> Tensor | str:
+    """The body's output on ``x``, computed where the slot stands: autocast applies as it will."""
+    try:
+        delta: object = seed.body(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return f"the seed cannot run on its slot's activation: {error}"
+    if not isinstance(delta, Tensor):
+        return f"the seed gives {type(delta).__name__}, the slot wants a tensor"
+    return delta
 
 
 def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
@@ -81,11 +100,10 @@ def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
     return problems
 
 
-def _reachability_problems(model: nn.Module, seed: Seed, loss: Tensor) -> list[str]:
-    own = {id(parameter) for parameter in seed.body.parameters()}
-    names = {id(p): name for name, p in model.named_parameters() if id(p) not in own}
-    reached = sorted(names[id(leaf)] for leaf in reachable_leaves(loss) if id(leaf) in names)
-    return [f"host parameter {name} is reachable from the seed's loss" for name in reached]
+def _reachability_problems(model: nn.Module, value: Tensor, what: str) -> list[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    reached = sorted(names[id(leaf)] for leaf in reachable_leaves(value) if id(leaf) in names)
+    return [f"host parameter {name} is reachable from {what}" for name in reached]
 
 
 def reachable_leaves(loss: Tensor) -> list[Tensor]:

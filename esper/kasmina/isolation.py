@@ -12,6 +12,9 @@ import copy
 import random
 import sys
 import types
+from collections import deque
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -36,6 +39,7 @@ _IMMUTABLE = (
     torch.Size,
     types.FunctionType,
     types.BuiltinFunctionType,
+    types.ModuleType,
     nn.Module,
     nn.Parameter,
 )
@@ -88,16 +92,14 @@ class ModuleState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
-        self._attributes: list[tuple[nn.Module, dict[str, Any]]] = []
-        modules = list(model.modules())
-        memo: dict[int, Any] = {id(module): module for module in modules}
-        memo.update((id(parameter), parameter) for parameter in model.parameters())
+        modules = _all_modules(model)
+        memo: dict[Any, Any] = {id(module): module for module in modules}
+        memo.update((id(p), p) for module in modules for p in module.parameters(recurse=False))
+        self._take(modules)
         try:
             for module in modules:
-                self._exchange_buffers(module, memo)
+                _copy_buffers(module, memo)
             for module in modules:
-                self._attributes.append((module, dict(module.__dict__)))
                 _copy_mutable(module, memo)
         except IsolationError:
             self.put_back()
@@ -107,31 +109,41 @@ class ModuleState:
     def current(cls, model: nn.Module) -> ModuleState:
         """The objects that are in place now, nothing copied or exchanged."""
         state = cls.__new__(cls)
-        state._buffers = [
-            (module, name, buffer)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        state._attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+        state._take(_all_modules(model))
         return state
 
-    def _exchange_buffers(self, module: nn.Module, memo: dict[int, Any]) -> None:
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                self._buffers.append((module, name, buffer))
-                module._buffers[name] = memo.setdefault(id(buffer), buffer.detach().clone())
+    def _take(self, modules: list[nn.Module]) -> None:
+        self._objects = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
 
     def put_back(self) -> None:
-        """Restore the very objects that were there."""
-        for module, attributes in self._attributes:
+        """Restore the very objects that were there; what came since goes."""
+        for module, attributes, buffers in self._objects:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-        for module, name, buffer in self._buffers:
-            module._buffers[name] = buffer
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
-def _copy_mutable(module: nn.Module, memo: dict[int, Any]) -> None:
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """The model's modules and those that one of them holds without having registered it."""
+    found = dict.fromkeys(model.modules())
+    waiting = list(found)
+    while waiting:
+        for value in waiting.pop().__dict__.values():
+            if isinstance(value, nn.Module) and value not in found:
+                new = [module for module in value.modules() if module not in found]
+                found.update(dict.fromkeys(new))
+                waiting.extend(new)
+    return list(found)
+
+
+def _copy_buffers(module: nn.Module, memo: dict[Any, Any]) -> None:
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = _twin(buffer, memo)
+
+
+def _copy_mutable(module: nn.Module, memo: dict[Any, Any]) -> None:
     for name, value in list(module.__dict__.items()):
         if name in _MODULE_INTERNALS or isinstance(value, _IMMUTABLE):
             continue
@@ -145,14 +157,55 @@ def _copy_mutable(module: nn.Module, memo: dict[int, Any]) -> None:
             ) from error
 
 
-def _copied(value: object, memo: dict[int, Any]) -> object:
+def _copied(value: object, memo: dict[Any, Any]) -> object:
     if isinstance(value, Tensor):
-        return memo.setdefault(id(value), value.detach().clone())
+        return _twin(value, memo)
     if isinstance(value, torch.Generator):
         twin = torch.Generator(device=value.device)
         twin.set_state(value.get_state())
         return twin
+    if not isinstance(value, types.MethodType):
+        _twin_tensors_within(value, memo, set())
     return copy.deepcopy(value, memo)
+
+
+def _twin(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
+    """A copy outside any graph; tensors that share their memory have copies that share theirs."""
+    known: Tensor | None = memo.get(id(tensor))
+    if known is None:
+        known = memo[id(tensor)] = _copied_tensor(tensor.detach(), memo)
+    return known
+
+
+def _copied_tensor(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
+    plain = type(tensor) is Tensor and tensor.layout == torch.strided
+    if not plain or tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return tensor.clone()
+    storage = tensor.untyped_storage()
+    key = ("storage", storage._cdata)
+    if key not in memo:
+        memo[key] = storage.clone()  # type: ignore[no-untyped-call]
+    twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return twin.set_(memo[key], tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _twin_tensors_within(value: object, memo: dict[Any, Any], seen: set[int]) -> None:
+    """Enter copies of the tensors in ``value`` that deepcopy refuses: those inside a graph."""
+    if isinstance(value, _IMMUTABLE) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            _twin(value, memo)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _twin_tensors_within(item, memo, seen)
+    elif isinstance(value, (list, tuple, set, deque)):
+        for item in value:
+            _twin_tensors_within(item, memo, seen)
+    else:
+        for item in list(getattr(value, "__dict__", {}).values()):
+            _twin_tensors_within(item, memo, seen)
 
 
 class HostGuard:
@@ -179,3 +232,11 @@ class HostGuard:
             parameter.requires_grad_(True)
         self._state.put_back()
         self._random.restore()
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """A context in which compiled modules run eagerly; free where nothing was ever compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance

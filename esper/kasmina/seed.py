@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.isolation import uncompiled
 from esper.kasmina.slots import Slot
 
 
@@ -44,7 +44,8 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
     """Let ``model`` compute with ``seed`` at alpha 1, by hooks that leave with the context.
 
     The seed reads detached activations. A compiled host runs uncompiled meanwhile, because
-    compiled code does not see hooks added later.
+    compiled code does not see hooks added later. Gradients are taken inside the context: a
+    checkpointed host runs its forward pass again for them.
     """
     kept: list[Tensor] = []
 
@@ -61,25 +62,19 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
         start = model.get_submodule(seed.slot.start)
         handles.append(start.register_forward_pre_hook(keep))
     try:
-        with _uncompiled():
+        with uncompiled():
             yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _uncompiled() -> Any:
-    """A context in which compiled modules run eagerly; free where nothing was ever compiled."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode returns afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
     try:
         with torch.no_grad():
             yield

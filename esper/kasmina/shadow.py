@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.errors import ObjectiveError
-from esper.kasmina.isolation import HostGuard, seed_everything
+from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.seed import Seed, evaluating, switched_on
 
 LossFunction = Callable[[Any], Tensor]
@@ -36,12 +35,6 @@ def scalar_loss(loss: object) -> Tensor:
     )
 
 
-def shadow_loss(model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any) -> Tensor:
-    """The loss of ``batch`` with ``seed`` switched on at alpha 1; call it inside a guard."""
-    with switched_on(model, seed):
-        return scalar_loss(loss_fn(batch))
-
-
 def shadow_step(
     model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any, random_seed: int
 ) -> float:
@@ -51,9 +44,9 @@ def shadow_step(
     pass draws from generators seeded with ``random_seed``, so that it is a function of its step.
     """
     trainable = seed.trainable
-    with HostGuard(model), torch.enable_grad():
+    with HostGuard(model), torch.enable_grad(), switched_on(model, seed):
         seed_everything(random_seed)
-        loss = shadow_loss(model, seed, loss_fn, batch)
+        loss = scalar_loss(loss_fn(batch))
         if trainable and seed.optimizer is not None:
             gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
             for parameter, gradient in zip(trainable, gradients, strict=True):
@@ -72,8 +65,10 @@ def held_out_losses(
 ) -> list[float]:
     """The loss of every batch in evaluation mode, with ``seed`` switched on if one is given.
 
-    The host is left exactly as it was.
+    The host is left exactly as it was. A compiled host runs uncompiled with a seed and without
+    one, so that nothing but the seed tells the two apart.
     """
-    on = nullcontext() if seed is None else switched_on(model, seed)
-    with HostGuard(model, freeze=False), evaluating(model), on:
+    on = uncompiled() if seed is None else switched_on(model, seed)
+    measured = [model] if seed is None else [model, seed.body]
+    with HostGuard(model, freeze=False), evaluating(*measured), on:
         return [float(scalar_loss(loss_fn(batch))) for batch in batches]

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from esper.kasmina.errors import SlotError
-from esper.kasmina.isolation import HostGuard
+from esper.kasmina.isolation import HostGuard, uncompiled
 
 FEATURE_AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
@@ -24,7 +26,13 @@ FEATURE_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm1d: 1,
     nn.BatchNorm2d: 1,
 }
-"""The axis of the features in a module's output, batch dimension counted."""
+"""The axis of the features in a module's output, batch dimension counted.
+
+A subclass is no slot: it may keep its features elsewhere.
+"""
+
+BLENDABLE = (torch.float32, torch.float64, torch.bfloat16)
+"""Activations that a graft can be blended into."""
 
 MAX_SPAN = 3
 """A span reaches over at most so many slot modules."""
@@ -79,13 +87,12 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     The host is left exactly as it was: buffers, random state and module state included.
 
     Raises:
-        SlotError: no module of the host can carry a slot.
+        SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
     """
     names = _names(model)
-    candidates = {
-        name: module for module, (name, *_) in names.items() if type(module) in FEATURE_AXES
-    }
-    with HostGuard(model), torch.no_grad(), _tracing(candidates) as trace:
+    candidates = {name: module for module, (name, *_) in names.items() if _kind(module)}
+    _refuse_lazy(model)
+    with HostGuard(model), torch.no_grad(), uncompiled(), _tracing(candidates) as trace:
         forward()
     shared = {paths[0] for paths in names.values() if len(paths) > 1}
     left_out, usable = {}, []
@@ -96,7 +103,7 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
         else:
             left_out[name] = reason
     for module, (name, *_) in names.items():
-        if name and name not in candidates and not list(module.children()):
+        if name and name not in candidates and _is_leaf(module):
             left_out[name] = f"no slots on {type(module).__name__}"
     if not usable:
         raise SlotError(_nothing_usable(left_out))
@@ -108,8 +115,25 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
+        if "parametrizations" not in name.split("."):
+            names.setdefault(module, []).append(name)
     return names
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """The slot type of ``module``, seen through weight and spectral norm; None for all others."""
+    kind = parametrize.type_before_parametrizations(module)
+    return kind if kind in FEATURE_AXES else None
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return set(module._modules) <= {"parametrizations"}
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise SlotError(f"{name} has no shape yet: run one batch through the model first")
 
 
 @contextmanager
@@ -146,6 +170,9 @@ def _obstacle(call: _Call | None, module: nn.Module, shared: bool) -> str | None
         return f"output of shape {tuple(call.output.shape)} has no batch dimension"
     if not call.output.is_floating_point():
         return f"output of dtype {call.output.dtype} is not floating point"
+    if call.output.dtype not in BLENDABLE:
+        wanted = ", ".join(str(dtype) for dtype in BLENDABLE)
+        return f"output of dtype {call.output.dtype}, wanted one of {wanted}"
     return None
 
 
@@ -157,7 +184,10 @@ def _nothing_usable(left_out: dict[str, str]) -> str:
 
 def _axis(module: nn.Module, dimensions: int) -> int:
     """The feature axis of ``module`` in a shape without the batch dimension."""
-    axis = FEATURE_AXES[type(module)]
+    kind = _kind(module)
+    if kind is None:
+        raise SlotError(f"no slots on {type(module).__name__}")
+    axis = FEATURE_AXES[kind]
     return (axis if axis >= 0 else dimensions + axis) - 1
 
 
