@@ -63,6 +63,10 @@ class GraftedSeed(nn.Module):
         return ops.graft_blend(h, self.body(x.detach()).to(h.dtype), self.alpha)
 
 
+def _seen(_: nn.Module, __: tuple[Any, ...]) -> None:
+    """Does nothing: a TransformerEncoderLayer in evaluation calls children only if hooked."""
+
+
 class GraftPoint(nn.Module):
     """A host module with what has grown on its output; attributes not found here are the host's."""
 
@@ -72,12 +76,15 @@ class GraftPoint(nn.Module):
         self.seeds = nn.ModuleDict()
         self.span_inputs: dict[str, SpanInput] = {}
         self.recorders: dict[str, SpanInput] = {}
-        self.train(host.training)
+        self.training = self.seeds.training = host.training
+        self.register_forward_pre_hook(_seen)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # A protocol of the host's is none of the graft point's.
+                raise
             return getattr(super().__getattr__("host"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
