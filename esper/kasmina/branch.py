@@ -65,10 +65,12 @@ class Branch:
     def entered(self) -> Iterator[None]:
         """The branch in the live model's place; random state and everything else returns."""
         random_state = RandomState()
-        gradients = [(p, p.grad) for p in self._weights]
+        # The seed's own too: what clips or clears the model's gradients must not see them here.
+        present = dict.fromkeys([*self._weights, *self._model.parameters()])
+        gradients = [(p, p.grad) for p in present]
         groups = self._optimizer.param_groups
         live_members = [list(group["params"]) for group in groups]
-        live_values = [hyperparameters_of(group) for group in groups]
+        live_values = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         for parameter, _ in gradients:
             parameter.grad = None
         self._swap(self._members, grown=False)
@@ -130,7 +132,13 @@ class _LiveModuleState:
         live.put_back()
 
     def swap(self) -> None:
-        """Exchange the branch's module state with the live one."""
+        """Exchange the branch's module state with the live one.
+
+        Modes are the user's, not the forward pass's: they stay as they are.
+        """
+        modes = [(module, module.training) for module in self._model.modules()]
         current = ModuleState.current(self._model)
         self._other.put_back()
         self._other = current
+        for module, mode in modes:
+            module.training = mode
