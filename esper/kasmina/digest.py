@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The elements of ``tensor`` in row-major order as stored, little-endian."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
@@ -36,5 +36,6 @@ def weights_digest(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]])
 
 
 def model_digest(model: nn.Module) -> str:
-    """:func:`weights_digest` over the model's ``state_dict``: parameters and buffers."""
-    return weights_digest(model.state_dict())
+    """:func:`weights_digest` over the tensors of the model's ``state_dict``."""
+    state = model.state_dict()
+    return weights_digest({k: v for k, v in state.items() if isinstance(v, Tensor)})
