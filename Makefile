@@ -8,23 +8,22 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
 	$(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
-# Small models train faster on one thread each, and tests stay out of each other's way.
-export OMP_NUM_THREADS ?= 2
-
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-table test check format bench null-test isolation-campaign clean
 
 help:  ## List the tasks
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 build: $(VENV)/.built  ## Create .venv, install the pinned set, build the extension
 
-demo: $(VENV)/.built  ## Watch a small model grow on real data, on the record (2 minutes)
+demo: $(VENV)/.built  ## Watch a small model grow on real data, on the record (3 minutes)
 	$(BIN)/esper train examples/digits.toml
 
 demo-table: $(VENV)/.built  ## Host, grown and static model on digits over seeds 0 to 9
 	$(BIN)/python -m benchmarks.demo_table
 
+# Models in tests are small: threads would only wait for each other.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.tested  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
@@ -41,9 +40,11 @@ format: $(VENV)/.checked  ## Put Python and C++ into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/.tested  ## Time the operators against plain torch
-	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-enable --benchmark-only \
-		--benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+bench: $(VENV)/.tested  ## Time operators, a dormant lattice and the verifier
+	$(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_dormant.py -s \
+		--benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_ops
+	$(BIN)/python -m benchmarks.verify_speed
 
 null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cull
 	$(BIN)/python -m benchmarks.null_test
