@@ -158,7 +158,7 @@ class Engine:
     def _carry_out(self, proposal: Proposal, step: int) -> None:
         match proposal:
             case Plateau(loss=loss):
-                figures = {"held_out_loss": loss}
+                figures = self.watch.plateau_figures(loss)
                 self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
             case Germinate(slot=slot, blueprint=blueprint, reason=reason):
                 self._germinate(slot, blueprint, reason, step)

@@ -37,6 +37,8 @@ def train(
 ) -> Outcome:
     """Run ``config`` and report to ``observer`` as it goes.
 
+    A host that has not grown is its own grown shape, and is not trained a third time.
+
     ``nats`` overrides the config's server. The run's journal lies in ``run_dir``.
 
     Raises:
@@ -70,9 +72,10 @@ def train(
     grown = accuracy(model, splits.test)
     watcher.tell()
     control, control_size = _control(config, splits, seed, observer, "host alone", [])
-    static, static_size = _control(
-        config, splits, seed, observer, "grown shape from the start", fossils
-    )
+    static, static_size = control, control_size
+    if fossils:
+        name: Part = "grown shape from the start"
+        static, static_size = _control(config, splits, seed, observer, name, fossils)
     return Outcome(
         run=growth.run,
         run_dir=str(run_dir),

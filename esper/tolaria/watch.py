@@ -9,12 +9,14 @@ from esper.blueprints.ir import Blueprint
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction, held_out_losses
 from esper.tamiyo.interface import Observation, SeedView
+from esper.telemetry.activations import measure_inputs
 from esper.tolaria.decisions import Decisions, Log
 from esper.tolaria.heldout import HeldOut
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, candidates, live_stage, measure_trial
+from esper_events.events import Figures
 from esper_events.stages import BLENDED, LIVE, Stage
 
 
@@ -73,6 +75,18 @@ class Watch:
         for trial in self.in_stages(frozenset({Stage.EVALUATING})):
             if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
                 fork.measure(self._parts.confirm)
+
+    def plateau_figures(self, loss: float) -> Figures:
+        """The held-out loss, and what reaches the layers where something is wrong with it."""
+        batch = self._parts.watch[0]
+        slots = self._lattice.map.slots.values()
+        found = measure_inputs(self._lattice.model, slots, lambda: self._loss_fn(batch))
+        figures = {"held_out_loss": loss}
+        figures |= {f"dead_inputs/{n}": float(s.dead) for n, s in found.items() if s.dead}
+        figures |= {
+            f"not_finite_inputs/{n}": float(s.not_finite) for n, s in found.items() if s.not_finite
+        }
+        return figures
 
     def observation(self, step: int) -> Observation:
         """What the controller sees; seeds that can no longer be helped are not in it."""
