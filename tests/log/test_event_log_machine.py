@@ -76,6 +76,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def break_the_store(self) -> None:
+        """Between two appends, so that what fails does not hang on the threads' timing."""
+        self.flush()
         self.store.broken = True
 
     @rule()
