@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from esper.kasmina import ops
@@ -92,6 +94,27 @@ def test_inductor_compiles_forward_and_backward() -> None:
     compiled = torch.compile(ops.graft_blend, fullgraph=True)
     got = torch.autograd.grad(compiled(h, delta, alpha).sum(), delta)[0]
     torch.testing.assert_close(got, torch.full_like(delta, 0.3))
+
+
+class Blend(torch.nn.Module):
+    def forward(self, h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        return ops.graft_blend(h, delta, alpha)
+
+
+def test_exports_as_the_operator_itself() -> None:
+    program = torch.export.export(Blend(), (torch.ones(3), torch.ones(3), torch.ones(1)))
+    assert "torch.ops.esper.graft_blend.default" in program.graph_module.code
+
+
+def test_runs_on_fake_tensors_and_under_activation_checkpointing() -> None:
+    with FakeTensorMode():
+        h = torch.randn(3, 4, requires_grad=True)
+        ops.graft_blend(h, torch.randn(3, 4), torch.ones(1)).sum().backward()
+        assert h.grad is not None
+    inputs = (leaf(3, 4), leaf(3, 4), torch.tensor(0.5))
+    kept = torch.utils.checkpoint.checkpoint(ops.graft_blend, *inputs, use_reentrant=False)
+    (got,) = torch.autograd.grad(kept.sum(), inputs[1])
+    torch.testing.assert_close(got, torch.full_like(got, 0.5))
 
 
 def test_no_gradient_flows_through_statistics() -> None:
