@@ -76,16 +76,21 @@ class Engine:
 
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
+        observing = step % self._observation_interval() == 0
         self._follow_with_fork(step, batch, loss)
         if step % self._settings.shadow_every == 0:
             self._train_trials(batch)
         applied = self.decisions.settle(step)
-        observing = step % self._settings.observe_every == 0
         if observing:
             self.watch.observe(step)
         if observing or applied:
             self._consult(step)
         self.transitions.mark()
+
+    def _observation_interval(self) -> int:
+        """Steps between two observations: rare while nothing is on trial."""
+        rare, often = self._settings.observe_every, self._settings.measure_every
+        return rare if self.idle else min(rare, often)
 
     def conclude(self, step: int, reason: str) -> None:
         """End every trial: what has not earned its place leaves the host.

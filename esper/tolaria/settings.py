@@ -15,7 +15,8 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All counts are optimizer steps unless a field says otherwise.
 
-    - ``observe_every``: held-out loss is measured this often.
+    - ``observe_every``: held-out loss is measured this often while nothing is on trial (each
+      measurement costs about one step), and ``measure_every`` at most while something is.
     - ``warmup``: no growth before this step.
     - ``patience``, ``plateau``: growth is considered when the best held-out loss of the last
       ``patience`` observations is less than the fraction ``plateau`` better than the best before.
@@ -43,7 +44,8 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``blueprints``: names from the library; empty means all that apply.
     """
 
-    observe_every: Count = 200
+    observe_every: Count = 400
+    measure_every: Count = 50
     warmup: Steps = 400
     patience: Count = 4
     plateau: Fraction = 0.02
