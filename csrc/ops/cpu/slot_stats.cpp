@@ -36,8 +36,9 @@ Partials reduce_rows(const T* x, const StatsShape& shape) {
   Partials partials{shape.features,
                     std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
   const auto& kernel = stats_kernels<T>();
-  const std::int64_t rows = std::min(kRowsPerBlock, shape.outer);
-  const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / (rows * kFeatureTile));
+  const std::int64_t elements =
+      std::min(kRowsPerBlock, shape.outer) * std::min(kFeatureTile, shape.features);
+  const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / elements);
   torch::stable::parallel_for(0, tiles * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t block = task / tiles;
