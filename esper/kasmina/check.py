@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
+from esper.kasmina.errors import SlotError
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import Seed, switched_on
 from esper.kasmina.shadow import LossFunction, scalar_loss
@@ -36,7 +37,8 @@ def contract_violations(
     if not problems:
         with HostGuard(model), torch.enable_grad(), switched_on(model, seed):
             loss = scalar_loss(loss_fn(batch))
-        problems = _reachability_problems(model, loss, "the seed's loss")
+            problems = _reachability_problems(model, loss, "the seed's loss")
+            problems += _gradient_problems(seed, loss)
     return list(dict.fromkeys(problems))
 
 
@@ -104,6 +106,16 @@ def _reachability_problems(model: nn.Module, value: Tensor, what: str) -> list[s
     names = {id(p): name for name, p in model.named_parameters()}
     reached = sorted(names[id(leaf)] for leaf in reachable_leaves(value) if id(leaf) in names)
     return [f"host parameter {name} is reachable from {what}" for name in reached]
+
+
+def _gradient_problems(seed: Seed, loss: Tensor) -> list[str]:
+    """Whether the seed can learn; a span across two checkpointed blocks, for one, cannot."""
+    try:
+        if seed.trainable:
+            torch.autograd.grad(loss, seed.trainable, allow_unused=True)
+    except (RuntimeError, SlotError) as error:
+        return [f"no gradient can be taken for the seed: {error}"]
+    return []
 
 
 def reachable_leaves(loss: Tensor) -> list[Tensor]:

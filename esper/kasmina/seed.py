@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.graft import SpanInput
 from esper.kasmina.isolation import uncompiled
 from esper.kasmina.slots import Slot
 
@@ -47,13 +48,14 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
     compiled code does not see hooks added later. Gradients are taken inside the context: a
     checkpointed host runs its forward pass again for them.
     """
-    kept: list[Tensor] = []
+    span = SpanInput()
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        kept.append(args[0])
+        span.value = args[0]
 
     def add(_: nn.Module, __: tuple[Any, ...], h: Tensor) -> Tensor:
-        x = kept.pop() if seed.slot.source == "span" else h
+        x = span.take() if seed.slot.source == "span" else h
+        span.value = None
         delta: Tensor = seed.body(x.detach())
         return h + delta.to(h.dtype)
 
