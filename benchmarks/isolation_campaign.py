@@ -1,10 +1,11 @@
 """The isolation campaign: seeds in TRAINING leave no trace in their host, bit for bit.
 
 A trial trains one host three times from the same start: alone, alone again (the A/A control),
-and beside seeds in TRAINING. Afterwards parameters, buffers, module state, optimizer state and
-the random states of torch, Python and NumPy must be the same bits. Hosts have dropout and
-BatchNorm, and a module that draws from Python's and NumPy's generators and counts in a plain
-attribute; optimizers, seeds and the thread count vary. A trial that differs is run again step by
+and beside seeds in TRAINING. Afterwards parameters, gradients, buffers, module state, optimizer
+state and the random states of torch, Python and NumPy must be the same bits. Hosts have dropout
+and BatchNorm, and a module that draws from Python's and NumPy's generators and counts in a plain
+attribute; their gradients are clipped by the norm over all parameters of the model; optimizers,
+seeds and the thread count vary. A trial that differs is run again step by
 step, and the first step and tensor that differ are named.
 """
 
@@ -132,6 +133,7 @@ def train(plan: Plan, steps: int, *, beside_seeds: bool, every_step: bool = Fals
         batch = data[step % len(data)]
         loss = loss_fn(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if growth is not None:
@@ -149,6 +151,9 @@ def train(plan: Plan, steps: int, *, beside_seeds: bool, every_step: bool = Fals
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
     """The bits of everything that a seed could have touched, by name."""
     state = {f"model.{name}": tensor_bytes(value) for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state[f"learns.{name}"] = str(parameter.requires_grad).encode()
+        state[f"grad.{name}"] = b"" if parameter.grad is None else tensor_bytes(parameter.grad)
     for index, entries in enumerate(optimizer.state.values()):
         for name, value in entries.items():
             raw = tensor_bytes(value) if isinstance(value, Tensor) else pickle.dumps(value)
@@ -193,7 +198,7 @@ def _difference(plan: Plan, steps: int, a: Course, b: Course, *, beside_seeds: b
     first = train(plan, steps, beside_seeds=False, every_step=True)
     second = train(plan, steps, beside_seeds=beside_seeds, every_step=True)
     for step, (left, right) in enumerate(zip(first.states, second.states, strict=True)):
-        names = [name for name in left if left[name] != right.get(name)]
+        names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
         if names:
             return f"step {step}: {names[0]} (and {len(names) - 1} more)"
     return "the two differed once and not when trained again"
