@@ -139,6 +139,12 @@ def test_the_seed_decides_the_model(trained: Trained) -> None:
         assert figures[name] == trained.figures[name]
 
 
+def heed_signals() -> None:
+    """A run in the background inherits ignored signals, and rightly goes on ignoring them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "terminated")],
@@ -154,6 +160,7 @@ def test_an_interrupted_run_closes_its_log(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
