@@ -33,7 +33,7 @@ check: $(VENV)/.checked  ## Lint, format, types, import rules, spelling
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	PYTHONPATH=.:events $(BIN)/lint-imports --no-cache
-	$(BIN)/codespell $(shell git ls-files -co --exclude-standard)
+	@$(BIN)/codespell $(shell git ls-files -co --exclude-standard)
 
 format: $(VENV)/.checked  ## Put Python and C++ into the project's format
 	$(BIN)/ruff check --fix-only .
