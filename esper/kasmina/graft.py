@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
 from esper.kasmina.errors import SlotError
+from esper.kasmina.record import GrowthRecord, RecordError, as_tensor, decode_record, from_tensor
 
 
 class SpanInput:
@@ -42,12 +44,20 @@ class GraftedSeed(nn.Module):
     The value is ``h + alpha * body(x)`` with ``x`` the slot's activation ``h`` itself or the
     input of the span; ``h`` bit for bit while alpha is 0. While ``isolated``, ``x`` is detached:
     the seed sends no gradient into the host through its input.
+
+    Its record is part of the ``state_dict``, so that a grown state tells how it has grown.
     """
 
     alpha: Tensor
 
-    def __init__(self, body: nn.Module, source: Literal["output", "span"]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        source: Literal["output", "span"],
+        record: GrowthRecord | None = None,
+    ) -> None:
         super().__init__()
+        self._record = None if record is None else record.encode()
         self.body = body
         self.source = source
         self.isolated = True
@@ -61,6 +71,37 @@ class GraftedSeed(nn.Module):
             delta: Tensor = self.body(x)
             return h + delta.to(h.dtype)
         return ops.graft_blend(h, self.body(x.detach()).to(h.dtype), self.alpha)
+
+    @property
+    def record(self) -> GrowthRecord | None:
+        """Where and from what this seed was built; None where nobody said."""
+        if self._record is None:
+            return None
+        return msgspec.structs.replace(decode_record(self._record), trial=self.isolated)
+
+    def get_extra_state(self) -> Tensor:
+        """The record as a tensor, for the ``state_dict``."""
+        return as_tensor(self.record)
+
+    def set_extra_state(self, state: object) -> None:
+        """Check that a ``state_dict`` is that of the same growth.
+
+        Raises:
+            SlotError: it is not.
+        """
+        if self._record is None:
+            return
+        try:
+            given = from_tensor(state)
+        except RecordError as error:
+            raise SlotError(
+                f"the state of a grafted seed has no readable record: {error}"
+            ) from None
+        if msgspec.structs.replace(given, trial=self.isolated) != self.record:
+            raise SlotError(
+                f"the state grew a seed in slot {given.slot!r} from another blueprint or place "
+                "than this model did; load it into a fresh model with esper.load"
+            )
 
 
 def _seen(_: nn.Module, __: tuple[Any, ...]) -> None:

@@ -12,6 +12,7 @@ from esper.kasmina._lattice import AlphaSchedule, SlotTable
 from esper.kasmina.errors import SlotError
 from esper.kasmina.graft import GraftedSeed, attach, detach
 from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
+from esper.kasmina.record import record_of
 from esper.kasmina.seed import Seed
 from esper.kasmina.slots import SlotMap, find_slots
 from esper_events.stages import BLENDED, Stage
@@ -75,7 +76,7 @@ class Lattice:
             raise SlotError(f"seed {blended.id} is still blended; one graft is tested at a time")
         self.advance(seed, Stage.GRAFTING)
         self._table.start_blend(seed.id, schedule)
-        graft = GraftedSeed(seed.body, seed.slot.source).to(seed.slot.device)
+        graft = _grafted(seed)
         graft.train(self.model.training)
         host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
         attach(self.model, graft, str(seed.id), seed.slot.start, seed.slot.end)
@@ -112,9 +113,14 @@ class Lattice:
         seed.optimizer = None
 
 
+def _grafted(seed: Seed) -> GraftedSeed:
+    record = record_of(seed.id, seed.slot, seed.recipe) if seed.recipe else None
+    return GraftedSeed(seed.body, seed.slot.source, record).to(seed.slot.device)
+
+
 def install_fossil(model: nn.Module, seed: Seed) -> None:
     """Build ``seed`` into a host that has not trained yet: the grown shape from the start."""
-    graft = GraftedSeed(seed.body, seed.slot.source).to(seed.slot.device)
+    graft = _grafted(seed)
     graft.alpha.fill_(1.0)
     graft.isolated = False
     attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)

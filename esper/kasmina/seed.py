@@ -19,7 +19,8 @@ from esper.kasmina.slots import Slot
 class Seed:
     """One attempt to grow: its number, its slot, its body and the optimizer of its trial.
 
-    ``body`` maps ``[batch, *in_shape]`` to ``[batch, *out_shape]`` of the slot.
+    ``body`` maps ``[batch, *in_shape]`` to ``[batch, *out_shape]`` of the slot; ``recipe`` is the
+    canonical text of the blueprint that it was built from, where there is one.
     """
 
     id: int
@@ -28,6 +29,7 @@ class Seed:
     body: nn.Module
     optimizer: torch.optim.Optimizer | None = None
     shadow_steps: int = 0
+    recipe: bytes = b""
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -67,7 +67,8 @@ def new_seed(number: int, slot: Slot, blueprint: Blueprint, run_seed: int) -> Se
     """Build seed ``number``; its tensors depend on the run's seed and its number alone."""
     generator = torch.Generator().manual_seed(derived_seed(run_seed, "seed", number))
     body = build(blueprint, signature_of(slot), generator)
-    return Seed(id=number, slot=slot, blueprint=blueprint.id, body=body)
+    recipe = blueprint.canonical()
+    return Seed(id=number, slot=slot, blueprint=blueprint.id, body=body, recipe=recipe)
 
 
 def give_optimizer(lattice: Lattice, seed: Seed, lr_scale: float) -> None:
