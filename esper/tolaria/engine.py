@@ -79,7 +79,7 @@ class Engine:
         observing = step % self._observation_interval() == 0
         self._follow_with_fork(step, batch, loss)
         if step % self._settings.shadow_every == 0:
-            self._train_trials(batch)
+            self._train_trials(step, batch)
         applied = self.decisions.settle(step)
         if observing:
             self.watch.observe(step)
@@ -144,10 +144,12 @@ class Engine:
         self._typical_loss = _MEMORY * typical + (1.0 - _MEMORY) * loss
         return False
 
-    def _train_trials(self, batch: Any) -> None:
+    def _train_trials(self, step: int, batch: Any) -> None:
         for trial in self.watch.in_stages(frozenset({Stage.TRAINING})):
             if not trial.broken:
                 train_in_shadow(self.lattice, trial, self._loss_fn, batch, self._run_seed)
+                if trial.broken:
+                    self.decisions.withdraw(trial.seed.id, step, trial.broken)
 
     def _consult(self, step: int) -> None:
         """Cull what is broken and ask the controller, where the log can be relied on."""
