@@ -26,9 +26,9 @@ class PairedGain:
         """
         from scipy import stats
 
-        if self.batches < 2:
+        if self.batches < 2 or level <= 0.0:
             return -math.inf
-        if not math.isfinite(self.relative):
+        if not math.isfinite(self.relative) or self.error == 0.0:
             return self.relative
         return self.relative - float(stats.t.ppf(1.0 - level, self.batches - 1)) * self.error
 
