@@ -35,7 +35,16 @@ def weights_digest(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]])
     return digest.hexdigest()
 
 
+def tensor_digests(model: nn.Module) -> dict[str, str]:
+    """:func:`weights_digest` of each tensor of the model's ``state_dict`` alone, by name."""
+    return {name: weights_digest({name: value}) for name, value in _tensors(model).items()}
+
+
 def model_digest(model: nn.Module) -> str:
     """:func:`weights_digest` over the tensors of the model's ``state_dict``."""
+    return weights_digest(_tensors(model))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
-    return weights_digest({k: v for k, v in state.items() if isinstance(v, Tensor)})
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

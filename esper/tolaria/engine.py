@@ -17,9 +17,10 @@ from torch import Tensor
 from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.branch import Update
+from esper.kasmina.digest import tensor_digests
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
-from esper.projections.lattice import LatticeState, SeedState
+from esper.projections.lattice import LatticeState
 from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
 from esper.tolaria.decisions import Decisions, Log
 from esper.tolaria.gatekeeper import Gatekeeper
@@ -29,7 +30,7 @@ from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, new_seed, signature_of, train_in_shadow
 from esper.tolaria.watch import Watch
-from esper_events.events import PlateauDetected
+from esper_events.events import PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
 
 _MEMORY = 0.98
@@ -67,6 +68,7 @@ class Engine:
         self._log = log
         self._run_seed = run_seed
         self._seeds_made = 0
+        self._recorded_at = 0
         self._typical_loss: float | None = None
 
     @property
@@ -83,9 +85,17 @@ class Engine:
         applied = self.decisions.settle(step)
         if observing:
             self.watch.observe(step)
+            self._record_weights(step)
         if observing or applied:
             self._consult(step)
         self.transitions.mark()
+
+    def _record_weights(self, step: int) -> None:
+        """Put the host's bits on record from time to time, for a re-run to be held to."""
+        if step - self._recorded_at >= self._settings.record_every:
+            self._recorded_at = step
+            tensors = tensor_digests(self.lattice.model)
+            self._log.append(WeightsRecorded(time=time.time(), step=step, tensors=tensors))
 
     def _observation_interval(self) -> int:
         """Steps between two observations: rare while nothing is on trial."""
@@ -107,17 +117,7 @@ class Engine:
 
     def state(self, records: int) -> LatticeState:
         """The running lattice in the terms of its projection, after ``records`` records."""
-        seeds = {
-            number: SeedState(
-                seed.slot.id,
-                seed.blueprint,
-                self.lattice.stage(number),
-                self.transitions.weights[number],
-            )
-            for number, seed in self.lattice.seeds.items()
-        }
-        slots = tuple(self.lattice.map.slots)
-        return LatticeState(records=records, slots=slots, seeds=seeds, lapsed=self.decisions.lapsed)
+        return self.transitions.state(records, self.decisions.lapsed)
 
     def rows(self) -> list[SeedRow]:
         """Fossils and live seeds as a person sees them, oldest first."""
@@ -171,16 +171,19 @@ class Engine:
                 self._germinate(slot, blueprint, reason, step)
             case Advance(seed=seed, reason=reason):
                 trial = self._trial(seed)
-                if self.watch.ready(trial) and not self.decisions.pending(seed):
+                if trial and self.watch.ready(trial) and not self.decisions.pending(seed):
                     self._advance(trial, reason, step)
             case Cull(seed=seed, reason=reason):
-                self.transitions.cull(self._trial(seed), step, reason)
+                trial = self._trial(seed)
+                if trial:
+                    self.transitions.cull(trial, step, reason)
 
-    def _trial(self, seed: int) -> Trial:
-        if seed not in self.trials:
+    def _trial(self, seed: int) -> Trial | None:
+        """The trial of ``seed``; None when an earlier proposal has just ended it."""
+        if not 0 <= seed < self._seeds_made:
             wanted = ", ".join(map(str, self.trials)) or "none, nothing is on trial"
             raise ValueError(f"the controller names seed {seed}, wanted one on trial: {wanted}")
-        return self.trials[seed]
+        return self.trials.get(seed)
 
     def _germinate(self, slot: str, name: str, reason: str, step: int) -> None:
         self._check_place(slot, name)

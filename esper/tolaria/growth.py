@@ -24,6 +24,7 @@ from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
+from esper.log.memory import MemoryStore
 from esper.log.run import open_run_log
 from esper.log.workspace import Workspace
 from esper.projections.lattice import LatticeState, ProjectionError, SeedState, fold_all
@@ -31,8 +32,10 @@ from esper.tamiyo.interface import Controller
 from esper.tamiyo.rules import RuleController, Rules
 from esper.tolaria.engine import Engine
 from esper.tolaria.heldout import HeldOut, split_held_out
+from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.platform import describe_platform
+from esper.tolaria.rerun import Rerun, RerunReport, report
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial
 from esper_events.events import (
@@ -44,6 +47,7 @@ from esper_events.events import (
     RunStarted,
     SlotDeclared,
 )
+from esper_events.keys import SigningKey
 
 RESERVED = 24
 """Training batches that stand in for held-out ones when the user gives none."""
@@ -85,6 +89,10 @@ class Growth:
         config: the text that describes this run in its log.
         log: an open log to write to, in place of ``run_dir``, ``workspace``, ``nats`` and
             ``ack``; :meth:`close` closes it.
+        rerun: the run directory or exported file of a run that is to be trained again: its logged
+            decisions take the controller's place, nothing new is logged, and
+            :meth:`rerun_report` tells whether the bits are the same. Model, optimizer, batches
+            and ``seed`` must be those of the run; ``settings`` are the log's unless given.
 
     Raises:
         LogError: the log cannot be opened.
@@ -112,22 +120,27 @@ class Growth:
         seed: int = 0,
         config: str | None = None,
         log: EventLog | None = None,
+        rerun: str | Path | LoggedRun | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.settings = settings or GrowthSettings()
+        self._logged = read_run(Path(rerun)) if isinstance(rerun, (str, Path)) else rerun
+        self.settings = settings or _logged_settings(self._logged) or GrowthSettings()
         self.library = _chosen(self.settings, library)
         self._loss_fn = loss_fn
         self._update = update or _plain_update(optimizer)
         self._controller = controller or RuleController(_rules(self.settings), seed)
-        self._seed = seed
+        self._seed = seed if self._logged is None else self._logged.started.seed
+        self._host_weights = model_digest(model)
         self._step = 0
-        self._engine: Engine | None = None
+        self._engine: Engine | Rerun | None = None
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
         # Refused now rather than in the middle of training.
         seed_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], (), 1.0)
         parts = _held_out(probe, confirm)
+        if self._logged is not None:
+            log = EventLog(MemoryStore(), SigningKey.generate(), self._logged.started.run)
         self.log = log or _open_log(run_dir, workspace, nats, ack)
         self.run = self.log.log_id
         self.log.append(self._started(config))
@@ -140,8 +153,8 @@ class Growth:
 
     @property
     def engine(self) -> Engine | None:
-        """The lifecycle of the seeds; None until there are held-out batches."""
-        return self._engine
+        """The lifecycle of the seeds; None until there are held-out batches, and in a re-run."""
+        return self._engine if isinstance(self._engine, Engine) else None
 
     def step(self, batch: Any, loss: Tensor | float | None = None) -> None:
         """The safe point after an optimizer step that trained on ``batch``.
@@ -180,7 +193,7 @@ class Growth:
         try:
             if self._engine is not None:
                 self._engine.conclude(self._step, "the run ended")
-            if self.log.flush(self.settings.ack_timeout):
+            if self._logged is None and self.log.flush(self.settings.ack_timeout):
                 self._compare(fold_all(self.log.records()))
             measured = figures() if figures else {}
         except BaseException as error:
@@ -221,7 +234,18 @@ class Growth:
 
     def seed_rows(self) -> list[SeedRow]:
         """Live seeds and fossils as a person sees them."""
-        return [] if self._engine is None else self._engine.rows()
+        return self._engine.rows() if isinstance(self._engine, Engine) else []
+
+    def rerun_report(self) -> RerunReport:
+        """How a re-run compares with its log, so far.
+
+        Raises:
+            RerunError: this is not a re-run.
+        """
+        if self._logged is None:
+            raise RerunError("this run follows no log: make esper.Growth(..., rerun=DIR)")
+        engine = self._engine if isinstance(self._engine, Rerun) else None
+        return report(self._logged, engine, self._step, self._host_weights, self.model)
 
     def state(self, records: int) -> LatticeState:
         """The running lattice in the terms of its projection, after ``records`` records."""
@@ -263,6 +287,9 @@ class Growth:
                 for b in self.library
             ),
         )
+        if self._logged is not None:
+            self._engine = Rerun(lattice, self._loss_fn, self._update, self.settings, self._logged)
+            return
         self._engine = Engine(
             lattice,
             self._loss_fn,
@@ -281,7 +308,7 @@ class Growth:
             time=time.time(),
             run=self.run,
             trainer_key=self.log.public_key.raw,
-            host_weights=model_digest(self.model),
+            host_weights=self._host_weights,
             config=text,
             seed=self._seed,
             version=__version__,
@@ -325,6 +352,16 @@ def _plain_update(optimizer: torch.optim.Optimizer) -> Update:
         optimizer.zero_grad()
 
     return update
+
+
+def _logged_settings(logged: LoggedRun | None) -> GrowthSettings | None:
+    """The settings that a loop of one's own had; None where the log holds another config."""
+    if logged is None:
+        return None
+    try:
+        return msgspec.json.decode(logged.started.config, type=GrowthSettings)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _open_log(

@@ -10,8 +10,9 @@ import msgspec
 from esper_events.events import Record
 from esper_events.stages import Stage
 
-Part = Literal["grown", "host alone", "grown shape from the start"]
-"""The three trainings of a run: the one that grows and the two that it is compared with."""
+Part = Literal["grown", "host alone", "grown shape from the start", "re-run"]
+"""The three trainings of a run, the one that grows and the two that it is compared with; and a
+run that is trained again from its log."""
 
 
 class SeedRow(msgspec.Struct, frozen=True, kw_only=True):

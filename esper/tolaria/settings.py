@@ -41,6 +41,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
       effect at exactly the step that its decision names.
     - ``breaker_limit``: lapses in a row that open the log's circuit breaker;
       ``breaker_cooldown``: steps until it is tried again.
+    - ``record_every``: steps, at least, between two records of the host's bits in the log.
     - ``blueprints``: names from the library; empty means all that apply.
     """
 
@@ -70,4 +71,5 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ack_timeout: Positive = 5.0
     breaker_limit: Count = 3
     breaker_cooldown: Count = 500
+    record_every: Count = 1000
     blueprints: tuple[str, ...] = ()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.digest import model_digest
 from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import install_fossil
-from esper.tolaria.config import Config
+from esper.tolaria.config import Config, ConfigError, parse
 from esper.tolaria.data import Splits, load
 from esper.tolaria.growth import Growth
+from esper.tolaria.logged import LoggedRun, RerunError
 from esper.tolaria.models import create
 from esper.tolaria.observer import Observer, Outcome, Part, SeedRow
+from esper.tolaria.rerun import RerunReport
 from esper.tolaria.training import (
     Batch,
     accuracy,
@@ -92,6 +95,51 @@ def train(
         static_parameters=static_size,
         behind=summary.behind,
     )
+
+
+def rerun(
+    logged: LoggedRun, *, to: int | None, directory: Path, observer: Observer
+) -> RerunReport:
+    """Train a logged run of :func:`train` again, up to step ``to`` or the log's end.
+
+    ``directory`` is searched for a model factory of the config's.
+
+    Raises:
+        RerunError: the log holds no config of ``esper train``, or ends before ``to``.
+        ConfigError: the model of the config cannot be made.
+    """
+    try:
+        config = parse(logged.started.config, directory)
+    except ConfigError as error:
+        raise RerunError(
+            f"the log holds no config of esper train ({error}); for a loop of one's own use "
+            "esper.Growth(..., rerun=DIR)"
+        ) from error
+    steps = logged.steps if to is None else to
+    if not 0 < steps <= logged.steps:
+        raise RerunError(f"got step {steps}, wanted one from 1 to {logged.steps}")
+    torch.set_num_threads(config.run.threads)
+    splits = load(config.data.name)
+    seed = logged.started.seed
+    model = _host(config, splits, seed)
+    optimizer = make_optimizer(model, config.optimizer)
+    growth = Growth(
+        model,
+        optimizer,
+        classification_loss(model),
+        batches_of(splits.probe, PROBE_BATCH),
+        confirm=batches_of(splits.confirm, PROBE_BATCH),
+        settings=config.growth,
+        rerun=logged,
+    )
+    shortened = msgspec.structs.replace(
+        config, run=msgspec.structs.replace(config.run, steps=steps)
+    )
+    with growth:
+        observer.part("re-run", steps)
+        watcher = _Watcher(growth, observer)
+        _fit(shortened, splits, model, optimizer, seed, observer, watcher)
+        return growth.rerun_report()
 
 
 def _host(config: Config, splits: Splits, seed: int) -> nn.Module:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
-from esper.tolaria.decisions import Change, Decisions, Effect
+from esper.projections.lattice import LatticeState, SeedState
+from esper.tolaria.decisions import Change, Effect
 from esper.tolaria.fork_trial import ForkTrial
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial, give_optimizer, live_stage
@@ -32,6 +33,18 @@ def _nothing() -> None:
     return None
 
 
+class Decider(Protocol):
+    """Where transitions go to be decided: the log's decisions, or those of a run before."""
+
+    def decide(self, step: int, change: Change, delay: int | None = None) -> None: ...
+
+    def pending(self, seed: int) -> bool: ...
+
+    def heading(self, seed: int, target: Stage) -> bool: ...
+
+    def withdraw(self, seed: int, step: int, reason: str) -> None: ...
+
+
 class Transitions:
     """Decides transitions of seeds and carries them out when they take effect."""
 
@@ -41,7 +54,7 @@ class Transitions:
         loss_fn: LossFunction,
         update: Update,
         settings: GrowthSettings,
-        decisions: Decisions,
+        decisions: Decider,
     ) -> None:
         self.trials: dict[int, Trial] = {}
         self.fossils: list[Trial] = []
@@ -58,6 +71,17 @@ class Transitions:
     def fossil_parameters(self) -> int:
         """Parameters that all fossils together have added to the host."""
         return sum(p.numel() for trial in self.fossils for p in trial.seed.parameters)
+
+    def state(self, records: int, lapsed: int) -> LatticeState:
+        """The running lattice in the terms of its projection."""
+        seeds = {
+            number: SeedState(
+                seed.slot.id, seed.blueprint, self._lattice.stage(number), self.weights[number]
+            )
+            for number, seed in self._lattice.seeds.items()
+        }
+        slots = tuple(self._lattice.map.slots)
+        return LatticeState(records=records, slots=slots, seeds=seeds, lapsed=lapsed)
 
     def mark(self) -> None:
         """Remember, for a fork, what the next live step starts from."""

@@ -132,6 +132,14 @@ class TransitionLapsed(_Event, frozen=True, tag="transition.lapsed"):
     reason: str
 
 
+class WeightsRecorded(_Event, frozen=True, tag="weights.recorded"):
+    """The host's bits after a step: the SHA-256 in hex of every tensor of its ``state_dict``, by
+    name, in the canonical form of final weights. A re-run is held to it."""
+
+    step: int
+    tensors: dict[str, str]
+
+
 class BreakerChanged(_Event, frozen=True, tag="breaker.changed"):
     """A circuit breaker opened, half-opened or closed."""
 
@@ -171,6 +179,7 @@ Event = (
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed
+    | WeightsRecorded
     | BreakerChanged
     | ReplicaChanged
     | RunEnded

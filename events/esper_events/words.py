@@ -18,6 +18,7 @@ from esper_events.events import (
     TransitionDecided,
     TransitionLapsed,
     TrialMeasured,
+    WeightsRecorded,
 )
 
 _WIDTH = 500
@@ -66,6 +67,7 @@ def _say_step(
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed
+    | WeightsRecorded
     | BreakerChanged,
 ) -> str:
     match event:
@@ -85,6 +87,8 @@ def _say_step(
             return f"decision {event.decision} applied{lost}"
         case TransitionLapsed():
             return f"decision {event.decision} lapsed: {event.reason}"
+        case WeightsRecorded():
+            return f"the bits of {_count(len(event.tensors), 'tensor')} are on record"
         case BreakerChanged():
             return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
 

@@ -137,7 +137,8 @@ class Loop:
         **more: Any,
     ) -> Growth:
         """Let this host grow from now on."""
-        log = EventLog(store or MemoryStore(), SigningKey.generate(), "test")
+        if "log" not in more:
+            more["log"] = EventLog(store or MemoryStore(), SigningKey.generate(), "test")
         more = {"probe": self.probe, "confirm": self.confirm} | more
         self.growth = Growth(
             self.model,
@@ -145,7 +146,6 @@ class Loop:
             self.loss_fn,
             settings=settings,
             controller=controller,
-            log=log,
             **more,
         )
         return self.growth
