@@ -166,10 +166,11 @@ class Transitions:
         del self.trials[trial.seed.id]
 
     def _take_out(self, trial: Trial) -> None:
-        blended = live_stage(self._lattice, trial) in BLENDED
-        if blended:
-            self._end_fork(adopt=True)
+        # The seed leaves the modules that it was put into; the fork's own state, taken before it
+        # came, knows nothing of it.
         self._lattice.remove(trial.seed)
+        if live_stage(self._lattice, trial) in BLENDED:
+            self._end_fork(adopt=True)
         self._lattice.advance(trial.seed, Stage.CULLED)
         self._lattice.forget(trial.seed)
         self._cooling[trial.seed.id] = self.trials.pop(trial.seed.id)
