@@ -74,7 +74,8 @@ class Decisions:
         self.lapsed = 0
 
     def __bool__(self) -> bool:
-        return bool(self._open)
+        """Whether anything is under way: a decision, or the breaker's attempt at the log."""
+        return bool(self._open) or self._breaker.state == "half-open"
 
     def pending(self, seed: int) -> bool:
         """Whether a decision about ``seed`` is under way."""
