@@ -371,6 +371,7 @@ def test_a_journal_that_fails_during_a_graft_leaves_model_and_log_in_step() -> N
     loop = Loop()
     growth = loop.grow(FAST, widen(), store)
     run_until(loop, growth, lambda: in_stage(growth, Stage.GRAFTING))
+    assert growth.log.flush(10)
     store.good = 0
     loop.run(100 - loop.steps)
     growth.close()
