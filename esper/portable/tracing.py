@@ -1,0 +1,273 @@
+"""Rewriting the module around some growth as a graph of torch's own modules and functions."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen
+from esper.kasmina.isolation import RandomState
+from esper.portable.errors import ExportError
+
+_INLINE = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.LayerNorm)
+"""Hosts whose forward is one function of their own parameters: these keep their names."""
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+
+_PLAIN = (bool, int, float, str, tuple, torch.dtype, torch.device, type(None))
+
+
+class _OneInput(GraftPoint):
+    """A graft point whose forward names its input, as tracing wants it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+class _Tracer(fx.Tracer):
+    """Goes into what has grown and what surrounds it, and into nothing else."""
+
+    def __init__(self, inlined: nn.Module | None) -> None:
+        super().__init__()
+        self._inlined = inlined
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self._inlined and not carries_growth(m) and not _any_of_ours(m)
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether the class of ``module`` belongs to Esper."""
+    return type(module).__module__.partition(".")[0] == "esper"
+
+
+def _any_of_ours(module: nn.Module) -> bool:
+    return any(is_ours(part) for part in module.modules())
+
+
+def carries_growth(module: nn.Module) -> bool:
+    """Whether a graft point stands in ``module`` or is it."""
+    return any(isinstance(part, GraftPoint) for part in module.modules())
+
+
+def plain_module(region: nn.Module, path: str) -> fx.GraphModule:
+    """``region``, which the caller owns, as a graph module; ``path`` is its name in messages.
+
+    Raises:
+        ExportError: its forward cannot be traced, or a trace would not stand for all of it.
+    """
+    root = _host_of(region) if isinstance(region, GraftPoint) else None
+    inlined = root if root is not None and _is_inline(root) else None
+    if isinstance(region, GraftPoint):
+        region.__class__ = _OneInput
+    graph = _traced(region, inlined, path)
+    kept = {id(t) for t in (*region.parameters(), *_lasting_buffers(region))}
+    names = _new_names(region, inlined)
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            new = _renamed(str(node.target), names)
+            parts[new] = _attribute(region, str(node.target))
+            node.target = new
+        node.meta.clear()
+        node.type = None  # An annotation that is text would make the module unpicklable.
+    graph._tracer_cls = None
+    _require_all_growth(region, path, names, parts)
+    module = fx.GraphModule(parts, graph, f"Grown{type(root or region).__name__}")
+    _make_fleeting(module, kept)
+    _carry_over(region, root or region, module)
+    return module
+
+
+def _host_of(point: GraftPoint) -> nn.Module:
+    """The user's own module below ``point`` and the graft points directly on it."""
+    host = point.host
+    return _host_of(host) if isinstance(host, GraftPoint) else host
+
+
+def _is_inline(host: nn.Module) -> bool:
+    return type(host) in _INLINE and not any(getattr(host, name) for name in _HOOKS)
+
+
+def _traced(region: nn.Module, inlined: nn.Module | None, path: str) -> fx.Graph:
+    """One graph for training and evaluation; where they differ, the graph would lie."""
+    random_state, drawn, state = RandomState(), _random_bits(), _state(region)
+    first = _trace_once(region, inlined, path, training=True)
+    graph = _trace_once(region, inlined, path, training=False)
+    if drawn != _random_bits():
+        random_state.restore()
+        raise ExportError(_refusal(path, region, "its forward draws random numbers by itself"))
+    if state != _state(region):
+        raise ExportError(_refusal(path, region, "its forward changes its own buffers or counters"))
+    if _shape(first) != _shape(graph):
+        raise ExportError(
+            _refusal(
+                path,
+                region,
+                "its forward does one thing in training and another in evaluation (self.training); "
+                "use modules such as nn.Dropout in place of functions",
+            )
+        )
+    return graph
+
+
+def _trace_once(
+    region: nn.Module, inlined: nn.Module | None, path: str, *, training: bool
+) -> fx.Graph:
+    for name in [name for name in vars(region) if name.startswith("_tensor_constant")]:
+        delattr(region, name)  # of an earlier trace
+    try:
+        with _mode(region, inlined, training):
+            return _Tracer(inlined).trace(region, _switched_off(region))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(_refusal(path, region, f"torch.fx cannot trace it ({reason})")) from error
+
+
+def _switched_off(region: nn.Module) -> dict[str, Any]:
+    """Optional arguments, fixed at their defaults: a trace cannot ask whether one was given.
+
+    The graph checks them at each call.
+    """
+    parameters = inspect.signature(type(region).forward).parameters.values()
+    return {
+        p.name: p.default for p in parameters if p.default is None or p.default in (True, False)
+    }
+
+
+def _random_bits() -> tuple[object, ...]:
+    numpy = sys.modules.get("numpy")
+    drawn = None if numpy is None else repr(numpy.random.get_state(legacy=False))
+    return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), drawn
+
+
+def _state(region: nn.Module) -> list[object]:
+    """What a forward pass may have changed in the modules that were traced."""
+    opened = [module for module in region.modules() if carries_growth(module)]
+    buffers = [(id(b), b._version) for m in opened for b in m._buffers.values() if b is not None]
+    plain = (bool, int, float, str)
+    counters = [
+        (name, value)
+        for module in opened
+        for name, value in vars(module).items()
+        if isinstance(value, plain)
+    ]
+    return [buffers, counters]
+
+
+def _refusal(path: str, region: nn.Module, reason: str) -> str:
+    place = path or "the model"
+    if isinstance(region, GraftPoint):
+        return f"what has grown on {place} cannot be made plain: {reason}"
+    return (
+        f"a seed spans several modules of {place} ({type(region).__name__}), and that cannot be "
+        f"made plain: {reason}. Put the modules of the span into an nn.Sequential or a module with "
+        "a straight forward, or keep the grown model with esper.save"
+    )
+
+
+def _shape(graph: fx.Graph) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (node.name, node.op, str(node.target), repr(node.args), repr(node.kwargs))
+        for node in graph.nodes
+    ]
+
+
+@contextmanager
+def _mode(region: nn.Module, inlined: nn.Module | None, training: bool) -> Iterator[None]:
+    """Set the mode of every module that the tracer goes into; each one's own returns."""
+    opened = [m for m in region.modules() if carries_growth(m) or is_ours(m) or m is inlined]
+    modes = [(module, module.training) for module in opened]
+    for module in opened:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _new_names(region: nn.Module, inlined: nn.Module | None) -> dict[str, str]:
+    """Prefixes of old paths and what stands for them: hosts keep the names that they had."""
+    names: dict[str, str] = {}
+    for path, module in region.named_modules():
+        if isinstance(module, GraftPoint):
+            if path:
+                names[f"{path}.host"] = _renamed(path, names)
+            elif _host_of(module) is inlined:
+                names["host"] = ""
+        elif isinstance(module, GraftedSeed):
+            place, _, key = f".{path}".rpartition(".seeds.")
+            fossil = f"{place.lstrip('.')}.fossil_{key}".lstrip(".").replace(".", "_")
+            names[f"{path}.body"] = fossil
+    return names
+
+
+def _require_all_growth(
+    region: nn.Module, path: str, names: dict[str, str], parts: dict[str, Any]
+) -> None:
+    for name, module in region.named_modules():
+        if isinstance(module, GraftedSeed):
+            body = names[f"{name}.body"]
+            if not any(part == body or part.startswith(f"{body}.") for part in parts):
+                raise ExportError(_refusal(path, region, f"its forward does not reach {name}"))
+
+
+def _renamed(target: str, names: dict[str, str]) -> str:
+    for old in sorted(names, key=len, reverse=True):
+        if target == old or target.startswith(f"{old}."):
+            return (names[old] + target[len(old) :]).lstrip(".")
+    return target
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    found: Any = root
+    for name in target.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _lasting_buffers(region: nn.Module) -> list[Tensor]:
+    """Buffers that belong into the ``state_dict``."""
+    return [
+        buffer
+        for module in region.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+
+
+def _make_fleeting(module: nn.Module, kept: set[int]) -> None:
+    """Keep out of the ``state_dict`` what was not in it before: constants of the trace, too."""
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and id(buffer) not in kept:
+                part._non_persistent_buffers_set.add(name)
+
+
+def _carry_over(region: nn.Module, host: nn.Module, new: nn.Module) -> None:
+    """Give ``new`` the mode and hooks of ``region`` and the plain public attributes of ``host``."""
+    for part in new.modules():
+        if type(part) is nn.Module or part is new:
+            part.training = region.training
+    for name in _HOOKS:
+        hooks = getattr(region, name)
+        getattr(new, name).update({k: hook for k, hook in hooks.items() if hook is not _seen})
+    for name, value in vars(host).items():
+        public = not name.startswith("_") and name not in vars(new)
+        if public and isinstance(value, _PLAIN):
+            setattr(new, name, value)
