@@ -97,7 +97,7 @@ class GraftedSeed(nn.Module):
             raise SlotError(
                 f"the state of a grafted seed has no readable record: {error}"
             ) from None
-        if msgspec.structs.replace(given, trial=self.isolated) != self.record:
+        if not given.same_growth(decode_record(self._record)):
             raise SlotError(
                 f"the state grew a seed in slot {given.slot!r} from another blueprint or place "
                 "than this model did; load it into a fresh model with esper.load"

@@ -76,7 +76,7 @@ class Lattice:
             raise SlotError(f"seed {blended.id} is still blended; one graft is tested at a time")
         self.advance(seed, Stage.GRAFTING)
         self._table.start_blend(seed.id, schedule)
-        graft = _grafted(seed)
+        graft = _grafted(self.model, seed)
         graft.train(self.model.training)
         host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
         attach(self.model, graft, str(seed.id), seed.slot.start, seed.slot.end)
@@ -113,14 +113,16 @@ class Lattice:
         seed.optimizer = None
 
 
-def _grafted(seed: Seed) -> GraftedSeed:
-    record = record_of(seed.id, seed.slot, seed.recipe) if seed.recipe else None
+def _grafted(model: nn.Module, seed: Seed) -> GraftedSeed:
+    present = [module.record for module in model.modules() if isinstance(module, GraftedSeed)]
+    order = 1 + max((record.order for record in present if record is not None), default=-1)
+    record = record_of(seed.id, seed.slot, seed.recipe, order) if seed.recipe else None
     return GraftedSeed(seed.body, seed.slot.source, record).to(seed.slot.device)
 
 
 def install_fossil(model: nn.Module, seed: Seed) -> None:
     """Build ``seed`` into a host that has not trained yet: the grown shape from the start."""
-    graft = _grafted(seed)
+    graft = _grafted(model, seed)
     graft.alpha.fill_(1.0)
     graft.isolated = False
     attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)

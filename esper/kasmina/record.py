@@ -38,8 +38,8 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One grafted seed: its number, its slot, and the recipe of its body.
 
     ``start`` and ``end`` are dotted module paths, shapes are per example and axes count in them,
-    ``blueprint`` is the canonical text of the blueprint, ``trial`` whether the seed was still
-    being tested when the record was written.
+    ``blueprint`` is the canonical text of the blueprint, ``order`` is higher than that of any seed
+    that was there before, ``trial`` tells whether the seed was still being tested.
     """
 
     seed: Annotated[int, msgspec.Meta(ge=0)]
@@ -52,12 +52,17 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out_axis: Axis
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     blueprint: str
+    order: Annotated[int, msgspec.Meta(ge=0)] = 0
     trial: bool = False
 
     @property
     def slot(self) -> str:
         """The id of the slot."""
         return self.end if self.source == "output" else f"{self.start}..{self.end}"
+
+    def same_growth(self, other: GrowthRecord) -> bool:
+        """Whether both tell of the same blueprint in the same slot."""
+        return msgspec.structs.replace(other, order=self.order, trial=self.trial) == self
 
     def encode(self) -> bytes:
         """The one text that stands for this record."""
@@ -79,7 +84,7 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-def record_of(number: int, slot: Slot, blueprint: bytes) -> GrowthRecord:
+def record_of(number: int, slot: Slot, blueprint: bytes, order: int) -> GrowthRecord:
     """The record of seed ``number``, whose body was built from the canonical ``blueprint``."""
     return GrowthRecord(
         seed=number,
@@ -92,6 +97,7 @@ def record_of(number: int, slot: Slot, blueprint: bytes) -> GrowthRecord:
         out_axis=slot.out_axis,
         dtype=str(slot.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         blueprint=blueprint.decode(),
+        order=order,
     )
 
 
