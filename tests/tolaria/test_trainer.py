@@ -28,7 +28,7 @@ from esper_events.framing import JOURNAL, read_frames
 from esper_events.reader import LogReader
 from esper_events.stages import Stage
 from esper_events.verify import verify_path
-from support.log_runs import published, wait_until
+from support.log_runs import is_alive, published, wait_until
 
 CONFIG = """
 [run]
@@ -207,12 +207,14 @@ def test_a_server_that_never_comes_back_is_repaired_afterwards(
 
     def stop() -> None:
         pids.append(server_of(workspace))
+        pids.append(int(published(workspace.path / "server")["supervisor"]))
         os.kill(pids[0], signal.SIGSTOP)
 
     try:
         outcome, records = run(tmp_path / "run", Watching(training=stop))
     finally:
         os.kill(pids[0], signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, pids)))
     ended = records[-1].event
     assert isinstance(ended, RunEnded)
     assert ended.outcome == "completed"
