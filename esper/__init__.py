@@ -8,15 +8,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper.portable.export import export
+    from esper.portable.storage import load, save
     from esper.tolaria.growth import Growth
+    from esper.tolaria.preflight import check_isolation
     from esper.tolaria.settings import GrowthSettings
 
 __version__ = "0.1.0"
-__all__ = ["Growth", "GrowthSettings", "__version__"]
+__all__ = [
+    "Growth",
+    "GrowthSettings",
+    "__version__",
+    "check_isolation",
+    "export",
+    "load",
+    "save",
+]
 
 _HOMES = {
     "Growth": "esper.tolaria.growth",
     "GrowthSettings": "esper.tolaria.settings",
+    "check_isolation": "esper.tolaria.preflight",
+    "export": "esper.portable.export",
+    "load": "esper.portable.storage",
+    "save": "esper.portable.storage",
 }
 
 
