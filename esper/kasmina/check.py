@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esper.kasmina import ops
 from esper.kasmina.errors import SlotError
 from esper.kasmina.isolation import HostGuard, uncompiled
-from esper.kasmina.seed import Seed, switched_on
+from esper.kasmina.seed import Seed, evaluating, switched_on
 from esper.kasmina.shadow import LossFunction, scalar_loss
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -25,8 +25,8 @@ def contract_violations(
     The contract: the blended activation has the shape, dtype, device and strides of the host's.
     The isolation: for a fixed cotangent the gradient that reaches the host's activation is that
     cotangent bit for bit at alpha 0, 1/2 and 1; no host parameter is reachable in the autograd
-    graph from what the seed adds, nor, with the host frozen, from the seed's loss. The host is
-    left exactly as it was.
+    graph from what the seed adds, nor, with the host frozen, from the seed's loss; the seed can
+    take its gradient, and fits in evaluation mode too. The host is left exactly as it was.
     """
     with HostGuard(model, freeze=False), torch.enable_grad():
         h, delta = _activations(model, seed, lambda: loss_fn(batch))
@@ -39,6 +39,7 @@ def contract_violations(
             loss = scalar_loss(loss_fn(batch))
             problems = _reachability_problems(model, loss, "the seed's loss")
             problems += _gradient_problems(seed, loss)
+        problems += _evaluation_problems(model, seed, lambda: loss_fn(batch))
     return list(dict.fromkeys(problems))
 
 
@@ -82,7 +83,7 @@ def _addition(seed: Seed, x: Tensor) -> Tensor | str:
 
 def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
     if delta.shape != h.shape:
-        return [f"the seed gives shape {tuple(delta.shape)}, the slot wants {tuple(h.shape)}"]
+        return [_wrong_shape(h, delta)]
     host = h.clone().requires_grad_()
     level = torch.full((1,), alpha, device=h.device)
     out = ops.graft_blend(host, delta.to(h.dtype), level)
@@ -100,6 +101,26 @@ def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
     if not torch.equal(gradient, cotangent):
         problems.append(f"at alpha {alpha} the host's gradient is not the cotangent bit for bit")
     return problems
+
+
+def _evaluation_problems(model: nn.Module, seed: Seed, forward: Callable[[], object]) -> list[str]:
+    """What is wrong in evaluation mode, in which some hosts compute in another way.
+
+    A stock transformer encoder with a padding mask, for one, hands on nested tensors.
+    """
+    with HostGuard(model, freeze=False), evaluating(model, seed.body):
+        h, delta = _activations(model, seed, forward)
+    if isinstance(delta, str):
+        return [f"in evaluation mode: {delta}"]
+    if h.is_nested:
+        return ["in evaluation mode the slot holds a nested tensor"]
+    if delta.shape != h.shape:
+        return [f"in evaluation mode {_wrong_shape(h, delta)}"]
+    return []
+
+
+def _wrong_shape(h: Tensor, delta: Tensor) -> str:
+    return f"the seed gives shape {tuple(delta.shape)}, the slot wants {tuple(h.shape)}"
 
 
 def _reachability_problems(model: nn.Module, value: Tensor, what: str) -> list[str]:

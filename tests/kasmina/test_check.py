@@ -170,6 +170,23 @@ def test_a_checkpointed_host_takes_seeds_that_stay_within_a_block(slot: str) -> 
     assert [p.split(" in this")[0] for p in problems] == (across if slot == "a.2..b.0" else [])
 
 
+def test_a_masked_stock_encoder_is_refused_because_of_its_evaluation_mode() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    x, mask = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False] * 3])
+    slot = find_slots(model, lambda: model(x)).slots["layers.0.linear1"]
+    for padding, problems in (
+        (None, []),
+        (mask, ["in evaluation mode the slot holds a nested tensor"]),
+    ):
+
+        def loss_fn(b: Tensor, padding: Tensor | None = padding) -> Tensor:
+            result: Tensor = model(b, src_key_padding_mask=padding)
+            return result.square().mean()
+
+        assert contract_violations(model, sgd_seed(slot), loss_fn, x) == problems
+
+
 def test_a_loss_that_does_not_depend_on_the_seed_teaches_it_nothing() -> None:
     model, batch = host()
     slot = find_slots(model, lambda: model(batch[0])).slots["4"]
