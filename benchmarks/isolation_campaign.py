@@ -5,8 +5,11 @@ and beside seeds in TRAINING. Afterwards parameters, gradients, buffers, module 
 state and the random states of torch, Python and NumPy must be the same bits. Hosts have dropout
 and BatchNorm, and a module that draws from Python's and NumPy's generators and counts in a plain
 attribute; their gradients are clipped by the norm over all parameters of the model; optimizers,
-seeds and the thread count vary. A trial that differs is run again step by
-step, and the first step and tensor that differ are named.
+seeds and the thread count vary. A trial that differs is run again step by step, and the first
+step and tensor that differ are named.
+
+Two threads that share their cores with other processes wait for each other at full speed:
+``OMP_WAIT_POLICY=PASSIVE`` in the environment saves most of that time.
 """
 
 from __future__ import annotations
