@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     short_help="Train a model and let it grow.",
     epilog="Example:  esper train examples/digits.toml --run-dir runs/digits",
 )
-@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path))
+@click.argument(
+    "config_file", metavar="[CONFIG.toml]", type=click.Path(path_type=Path), required=False
+)
 @click.option(
     "--run-dir",
     metavar="DIR",
@@ -30,19 +32,37 @@ if TYPE_CHECKING:
     help="Where the run is kept; must not hold one yet. Default: runs/NAME-TIME.",
 )
 @click.option("--nats", metavar="URL", help="A NATS server of your own. Default: a private one.")
+@click.option(
+    "--resume",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Go on with a run that was killed, in place of CONFIG.toml.",
+)
 @click.option("--seed", type=int, metavar="N", help="Use this seed in place of the config's.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 def train(
-    config_file: Path, run_dir: Path | None, nats: str | None, seed: int | None, as_json: bool
+    config_file: Path | None,
+    run_dir: Path | None,
+    nats: str | None,
+    resume: Path | None,
+    seed: int | None,
+    as_json: bool,
 ) -> None:
     """Train the model of CONFIG.toml and let it grow where it is held back.
 
     Then train, for comparison, the host alone and the grown shape from the start. Every change
     is signed and kept in the run's directory. Ctrl-C ends the run and closes its log.
     """
-    config = _config(config_file, nats, seed)
-    directory = _fresh(run_dir or _default_directory(config_file))
-    outcome = _train(config, directory, nats, as_json)
+    if resume is not None:
+        if config_file is not None or run_dir is not None or seed is not None:
+            raise click.UsageError("--resume takes config, seed and directory from the run itself")
+        config, directory = _logged_config(resume), resume
+    elif config_file is not None:
+        config = _config(config_file, nats, seed)
+        directory = _fresh(run_dir or _default_directory(config_file))
+    else:
+        raise click.UsageError("wanted CONFIG.toml, or --resume DIR")
+    outcome = _train(config, directory, nats, as_json, resume=resume is not None)
     from esper.cli.summary import as_dict, print_summary
 
     if as_json:
@@ -60,6 +80,21 @@ def _config(path: Path, nats: str | None, seed: int | None) -> Config:
         return with_seed(read(path), seed)
     except ConfigError as error:
         raise UserError(str(error)) from error
+
+
+def _logged_config(run_dir: Path) -> Config:
+    """The config and seed that the log of ``run_dir`` begins with."""
+    from esper.log.errors import LogError
+    from esper.log.run import logged_start
+    from esper.tolaria.config import ConfigError, parse, with_seed
+
+    try:
+        started = logged_start(run_dir)
+        return with_seed(parse(started.config, Path.cwd()), started.seed)
+    except LogError as error:
+        raise UserError(str(error)) from error
+    except ConfigError as error:
+        raise UserError(f"{run_dir}: its log holds no config of esper train ({error})") from error
 
 
 def _default_directory(config_file: Path) -> Path:
@@ -82,17 +117,25 @@ def _fresh(directory: Path) -> Path:
     return directory
 
 
-def _train(config: Config, directory: Path, nats: str | None, as_json: bool) -> Outcome:
+def _train(
+    config: Config, directory: Path, nats: str | None, as_json: bool, *, resume: bool
+) -> Outcome:
     from esper.cli.view import watching
 
     with watching(to_stderr=as_json) as view:
         from esper.log.errors import LogError
+        from esper.tolaria.catch_up import CatchUpError
         from esper.tolaria.config import ConfigError
         from esper.tolaria.trainer import train as train_model
 
         try:
             return train_model(
-                config, run_dir=directory, nats=nats, seed=config.run.seed, observer=view
+                config,
+                run_dir=directory,
+                nats=nats,
+                seed=config.run.seed,
+                observer=view,
+                resume=resume,
             )
         except ConfigError as error:
             _forget(directory)
@@ -100,6 +143,8 @@ def _train(config: Config, directory: Path, nats: str | None, as_json: bool) -> 
         except KeyboardInterrupt:
             _tell_interrupted(directory)
             raise
+        except CatchUpError as error:
+            raise RunFailedError(f"{directory} cannot be resumed: {error}") from error
         except LogError as error:
             raise RunFailedError(f"the log of {directory} failed: {error}") from error
 

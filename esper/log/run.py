@@ -1,4 +1,4 @@
-"""Opening the log of a new run."""
+"""Opening the log of a new run, or of one that is to go on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from esper.log.settling import Acknowledgement
 from esper.log.sources import source_for
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace
-from esper_events.framing import JOURNAL
+from esper_events.codec import decode_event
+from esper_events.errors import ChainError, EsperEventsError
+from esper_events.events import RunEnded, RunStarted
+from esper_events.framing import JOURNAL, read_frames
+from esper_events.reader import read_checkpoint
+from esper_events.segment import Segment, open_segment
 
-__all__ = ["TRAINER_KEY", "open_run_log", "repair_replica"]
+__all__ = ["TRAINER_KEY", "logged_start", "open_run_log", "repair_replica", "resume_run_log"]
 
 _logger = logging.getLogger("esper.log")
 
@@ -48,6 +53,81 @@ def open_run_log(
         raise LogError(
             f"{run_dir} already holds the journal of a run; choose another run directory"
         )
+    return _open(run_dir, log_id, workspace, nats, ack, accept_unproved)
+
+
+def resume_run_log(
+    run_dir: Path,
+    *,
+    workspace: Workspace,
+    nats: str | None = None,
+    ack: Acknowledgement = "journal",
+    accept_unproved: bool = False,
+) -> EventLog:
+    """The log of a run that was killed, opened to be continued at its longest valid prefix.
+
+    Raises ``LogError`` when there is nothing to continue, when the run has ended, when the
+    journal is damaged or holds less than its checkpoint commits to, when it was written under
+    another key than the workspace's, or while another process writes it.
+    """
+    if not _holds_a_run(run_dir / JOURNAL):
+        raise LogError(f"{run_dir} holds no run that could be resumed")
+    log = _open(run_dir, _first_segment(run_dir).log, workspace, nats, ack, accept_unproved)
+    try:
+        _check_resumable(run_dir, log)
+    except BaseException:
+        log.close()
+        raise
+    return log
+
+
+def _check_resumable(run_dir: Path, log: EventLog) -> None:
+    records = log.records()
+    if records and isinstance(records[-1].event, RunEnded):
+        outcome = records[-1].event.outcome
+        raise LogError(f"the run in {run_dir} has ended ({outcome}): there is nothing to resume")
+    try:
+        signed = read_checkpoint(run_dir)
+    except ChainError as error:
+        raise LogError(f"{run_dir}: {error}") from error
+    if signed is not None and signed.checkpoint.size > len(records):
+        raise LogError(
+            f"{run_dir}: the checkpoint commits to {signed.checkpoint.size} events and the journal "
+            f"holds {len(records)}: acknowledged events are missing, so the run cannot go on"
+        )
+
+
+def logged_start(run_dir: Path) -> RunStarted:
+    """The first event of the run in ``run_dir``, as its journal holds it.
+
+    Raises ``LogError`` when the journal does not begin with one.
+    """
+    try:
+        event = decode_event(_first_segment(run_dir).events[0])
+    except EsperEventsError as error:
+        raise LogError(f"{run_dir / JOURNAL} does not begin with a run: {error}") from error
+    if not isinstance(event, RunStarted):
+        raise LogError(f"{run_dir / JOURNAL} does not begin with the start of a run")
+    return event
+
+
+def _first_segment(run_dir: Path) -> Segment:
+    try:
+        with (run_dir / JOURNAL).open("rb") as file:
+            _, first = next(read_frames(file))
+        return open_segment(first)
+    except (OSError, EsperEventsError, StopIteration) as error:
+        raise LogError(f"{run_dir / JOURNAL} does not begin with a whole segment") from error
+
+
+def _open(
+    run_dir: Path,
+    log_id: str,
+    workspace: Workspace,
+    nats: str | None,
+    ack: Acknowledgement,
+    accept_unproved: bool,
+) -> EventLog:
     source = source_for(log_id, workspace, nats)
     if nats is not None:
         _weigh_durability(Endpoint.of_user(nats), ack, accept_unproved)

@@ -24,6 +24,10 @@ from esper_events.stages import Stage
 __all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
 
 
+UNANSWERED = "the log did not acknowledge it in time"
+"""Why a decision lapses on which the log kept silent."""
+
+
 @dataclass(frozen=True)
 class Effect:
     """What applying a decision did: the seed's digest at that moment, and host steps lost."""
@@ -148,7 +152,7 @@ class Decisions:
     def _settle_one(self, entry: _Open, step: int) -> bool:
         change = entry.change
         if not entry.ticket.acknowledged:
-            self._lapse(entry, step, "the log did not acknowledge it in time")
+            self._lapse(entry, step, UNANSWERED)
             self._breaker.lapsed(step)
             return False
         self._breaker.answered(step)

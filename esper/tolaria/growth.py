@@ -25,11 +25,12 @@ from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.memory import MemoryStore
-from esper.log.run import open_run_log
+from esper.log.run import open_run_log, resume_run_log
 from esper.log.workspace import Workspace
 from esper.projections.lattice import LatticeState, ProjectionError, SeedState, fold_all
 from esper.tamiyo.interface import Controller
 from esper.tamiyo.rules import RuleController, Rules
+from esper.tolaria.catch_up import CatchUpError, CatchUpLog
 from esper.tolaria.engine import Engine
 from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.logged import LoggedRun, RerunError, read_run
@@ -93,6 +94,9 @@ class Growth:
             decisions take the controller's place, nothing new is logged, and
             :meth:`rerun_report` tells whether the bits are the same. Model, optimizer, batches
             and ``seed`` must be those of the run; ``settings`` are the log's unless given.
+        resume: go on with the run in ``run_dir`` that was killed: train again from the start,
+            with everything as it was then, and what the log tells already is followed, what is
+            new is appended. Refused where training does something else than the log tells.
 
     Raises:
         LogError: the log cannot be opened.
@@ -121,6 +125,7 @@ class Growth:
         config: str | None = None,
         log: EventLog | None = None,
         rerun: str | Path | LoggedRun | None = None,
+        resume: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -141,15 +146,15 @@ class Growth:
         parts = _held_out(probe, confirm)
         if self._logged is not None:
             log = EventLog(MemoryStore(), SigningKey.generate(), self._logged.started.run)
-        self.log = log or _open_log(run_dir, workspace, nats, ack)
+        self.log: EventLog | CatchUpLog = log or _open_log(run_dir, workspace, nats, ack, resume)
         self.run = self.log.log_id
-        self.log.append(self._started(config))
-        if parts is not None:
-            try:
+        try:
+            self.log.append(self._started(config))
+            if parts is not None:
                 self._begin(parts)
-            except BaseException as error:
-                self.close("failed", f"{type(error).__name__}: {error}")
-                raise
+        except BaseException as error:
+            self.close("failed", f"{type(error).__name__}: {error}")
+            raise
 
     @property
     def engine(self) -> Engine | None:
@@ -168,6 +173,8 @@ class Growth:
         if self._summary is not None:
             raise RuntimeError("growth.step after growth.close: make a new Growth for a new run")
         self._step += 1
+        if isinstance(self.log, CatchUpLog):
+            self.log.step = self._step
         engine = self._engine
         if engine is None:
             self._reserve(batch)
@@ -190,6 +197,8 @@ class Growth:
         """
         if self._summary is not None:
             return self._summary
+        if isinstance(self.log, CatchUpLog) and self.log.behind:
+            return self._leave(self.log, outcome)
         try:
             if self._engine is not None:
                 self._engine.conclude(self._step, "the run ended")
@@ -200,6 +209,15 @@ class Growth:
             self._end("failed", f"{type(error).__name__}: {error}", {})
             raise
         return self._end(outcome, reason, measured)
+
+    def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:
+        """Close a log that training has not caught up with; it can be resumed again."""
+        self._summary = log.close()
+        if outcome == "completed":
+            raise CatchUpError(
+                f"training ended at step {self._step}, and the log tells {log.behind} records more"
+            )
+        return self._summary
 
     def _end(self, outcome: Outcome, reason: str, figures: Figures) -> LogSummary:
         self.log.append(
@@ -369,10 +387,16 @@ def _open_log(
     workspace: str | Path | None,
     nats: str | None,
     ack: Literal["journal", "jetstream"],
-) -> EventLog:
+    resume: bool,
+) -> EventLog | CatchUpLog:
+    area = Workspace(None if workspace is None else Path(workspace))
+    if resume:
+        if run_dir is None:
+            raise ValueError("resume=True needs run_dir: the directory of the run that was killed")
+        log = resume_run_log(Path(run_dir), workspace=area, nats=nats, ack=ack)
+        return CatchUpLog(log)
     run = new_run_id()
     directory = Path("runs") / run if run_dir is None else Path(run_dir)
-    area = Workspace(None if workspace is None else Path(workspace))
     return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack)
 
 

@@ -36,13 +36,20 @@ REPORT_EVERY = 25
 
 
 def train(
-    config: Config, *, run_dir: Path, nats: str | None, seed: int, observer: Observer
+    config: Config,
+    *,
+    run_dir: Path,
+    nats: str | None,
+    seed: int,
+    observer: Observer,
+    resume: bool = False,
 ) -> Outcome:
     """Run ``config`` and report to ``observer`` as it goes.
 
     A host that has not grown is its own grown shape, and is not trained a third time.
 
-    ``nats`` overrides the config's server. The run's journal lies in ``run_dir``.
+    ``nats`` overrides the config's server. The run's journal lies in ``run_dir``. With ``resume``
+    the run there goes on that was killed, with the config and seed of its log.
 
     Raises:
         ConfigError: the model of the config cannot be made.
@@ -65,6 +72,7 @@ def train(
         ack=config.log.ack,
         seed=seed,
         config=config.text,
+        resume=resume,
     )
     watcher = _Watcher(growth, observer)
     with growth:
@@ -97,9 +105,7 @@ def train(
     )
 
 
-def rerun(
-    logged: LoggedRun, *, to: int | None, directory: Path, observer: Observer
-) -> RerunReport:
+def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Observer) -> RerunReport:
     """Train a logged run of :func:`train` again, up to step ``to`` or the log's end.
 
     ``directory`` is searched for a model factory of the config's.

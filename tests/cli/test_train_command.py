@@ -183,6 +183,7 @@ def test_on_a_terminal_the_view_is_live_and_ctrl_c_ends_it_well(tmp_path: Path) 
     (tmp_path / "long.toml").write_text(SMALL.replace("steps = 420", "steps = 1_000_000"))
     process, terminal = pty.fork()
     if process == 0:
+        heed_signals()
         os.chdir(tmp_path)
         arguments = command("train", "long.toml", "--run-dir", "run")
         os.execve(arguments[0], arguments, {**environment(tmp_path / "workspace"), "TERM": "xterm"})
