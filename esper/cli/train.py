@@ -69,6 +69,8 @@ def train(
         click.echo(json.dumps(as_dict(outcome)))
     else:
         print_summary(outcome)
+    if outcome.log_failure:
+        raise RunFailedError(f"the log of {directory} is not whole: {outcome.log_failure}")
 
 
 def _config(path: Path, nats: str | None, seed: int | None) -> Config:

@@ -71,10 +71,20 @@ class EmbeddedServer:
             # While a supervisor winds down it holds this lock alone: wait for its end.
             if not self._attached.acquire(shared=True, timeout=deadline - time.monotonic()):
                 raise ServerError(f"{self.directory}: the server that is ending does not end")
+            return self._join_or_start(deadline)
+
+    def _join_or_start(self, deadline: float) -> Endpoint:
+        """The running server's address; where one was just ending, a fresh one's."""
+        while True:
             with FileLock(self.directory / "server.lock") as store:
-                if store.acquire():
+                ours = store.acquire()
+                if ours:
                     self._start(store.descriptor)
-            return self._wait_until_published(deadline)
+            endpoint = self._wait_until_published(deadline)
+            if endpoint is not None:
+                return endpoint
+            if ours or time.monotonic() > deadline:
+                raise ServerError(self._diagnosis())
 
     def close(self) -> None:
         """Give the share up; safe to call twice."""
@@ -117,7 +127,8 @@ class EmbeddedServer:
         except (OSError, subprocess.SubprocessError) as error:
             raise ServerError(f"{directory}: cannot start the supervisor: {error}") from error
 
-    def _wait_until_published(self, deadline: float) -> Endpoint:
+    def _wait_until_published(self, deadline: float) -> Endpoint | None:
+        """The address that the holder of the store publishes; None when it never does."""
         path = self.directory / "endpoint.json"
         while True:
             try:
@@ -127,7 +138,7 @@ class EmbeddedServer:
                 )
             except FileNotFoundError:
                 if time.monotonic() > deadline or not self._is_held():
-                    raise ServerError(self._diagnosis()) from None
+                    return None
             time.sleep(0.005)
 
     def _is_held(self) -> bool:

@@ -33,7 +33,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     ``grown`` figures carry no prefix, ``control`` ones are of the host alone for as many steps,
     ``static`` ones of the grown shape trained from the start. ``behind`` counts the segments
-    that the server still lacks.
+    that the server still lacks. ``log_failure`` tells why the log holds no more than it does; it
+    is empty for a whole one.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     control_parameters: int
     static_parameters: int
     behind: int = 0
+    log_failure: str = ""
 
 
 class Observer(Protocol):

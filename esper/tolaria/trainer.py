@@ -102,6 +102,7 @@ def train(
         control_parameters=control_size,
         static_parameters=static_size,
         behind=summary.behind,
+        log_failure="" if growth.log.failure is None else str(growth.log.failure),
     )
 
 
