@@ -75,7 +75,7 @@ def replay(
     log = _read(path, trusted, to, cache.seq if cache else None)
     seq = len(log.kept)
     if to is not None and to != seq:
-        raise OutOfRangeError(f"got {to}, wanted 0 to {log.records}: the log holds no more records")
+        raise OutOfRangeError(f"got {to}, wanted 0 to {log.records}: the log holds no more events")
     start = cache.state(log, seq) if cache else None
     done = 0 if start is None else start.records
     state = projection.fold_all(log.kept[done:], start)
