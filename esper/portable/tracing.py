@@ -42,6 +42,8 @@ class _OneInput(GraftPoint):
 class _Tracer(fx.Tracer):
     """Goes into what has grown and what surrounds it, and into nothing else."""
 
+    proxy_buffer_attributes = True  # Or arithmetic on buffers would be done once, while tracing.
+
     def __init__(self, inlined: nn.Module | None) -> None:
         super().__init__()
         self._inlined = inlined
