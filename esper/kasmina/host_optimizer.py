@@ -15,6 +15,15 @@ from torch import nn
 
 from esper.kasmina.errors import KasminaError
 
+_INSTEAD = "use SGD, Adam, AdamW or another optimizer with a state per parameter"
+
+_REFUSED = {
+    "LBFGS": "treats all parameters as one vector and cannot take a seed's",
+    "Muon": "takes matrices alone, and a seed has biases too",
+    "SparseAdam": "takes sparse gradients alone, and a seed's are dense",
+}
+"""Optimizers of torch.optim that no seed could join, and why."""
+
 
 def host_group(
     optimizer: torch.optim.Optimizer, host_parameters: Sequence[nn.Parameter]
@@ -36,23 +45,27 @@ def seed_optimizer(
     """An optimizer of the user's kind, with the settings of the slot's group, for one seed.
 
     Raises:
-        KasminaError: the user's optimizer works on all parameters as one vector (LBFGS), so a
-            seed could never join it.
+        KasminaError: no seed could join an optimizer of this kind, or a second one cannot be made
+            from the settings of its groups.
     """
     if not parameters:
         return None
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise KasminaError(
-            "LBFGS treats all parameters as one vector and cannot take a seed's; use SGD, Adam, "
-            "AdamW or another optimizer with a state per parameter"
-        )
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _REFUSED and kind.__module__.startswith("torch.optim."):
+            raise KasminaError(f"{kind.__name__} {_REFUSED[kind.__name__]}; {_INSTEAD}")
     accepted = inspect.signature(type(optimizer).__init__).parameters
     group = host_group(optimizer, host_parameters)
     settings = {
         name: value for name, value in group.items() if name in accepted and name != "params"
     }
-    settings["lr"] = float(group["lr"]) * lr_scale
-    return type(optimizer)(parameters, **settings)
+    try:
+        settings["lr"] = float(group["lr"]) * lr_scale
+        return type(optimizer)(parameters, **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise KasminaError(
+            f"a seed needs a {type(optimizer).__name__} of its own, and none can be made from the "
+            f"settings of a parameter group ({type(error).__name__}: {error}); {_INSTEAD}"
+        ) from error
 
 
 def adopt_parameters(
@@ -61,8 +74,16 @@ def adopt_parameters(
     trial: torch.optim.Optimizer | None,
     host_parameters: Sequence[nn.Parameter],
 ) -> None:
-    """Append a seed's parameters and their state to the group of the slot's module."""
-    host_group(optimizer, host_parameters)["params"].extend(parameters)
+    """Take a seed's parameters and their state into the group of the slot's module.
+
+    They stand behind the module's own, where ``model.parameters()`` has them too: torch stores an
+    optimizer's state by position.
+    """
+    members: list[nn.Parameter] = host_group(optimizer, host_parameters)["params"]
+    own = {id(parameter) for parameter in host_parameters}
+    places = [place for place, member in enumerate(members, 1) if id(member) in own]
+    behind = max(places, default=len(members))
+    members[behind:behind] = parameters
     if trial is not None:
         for parameter in parameters:
             if parameter in trial.state:
