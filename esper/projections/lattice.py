@@ -132,3 +132,13 @@ def _take(state: LatticeState, number: int) -> tuple[OpenDecision, dict[int, Ope
     if decision is None:
         raise ProjectionError(f"decision {number} is settled, but it is not open")
     return decision, {key: value for key, value in state.open.items() if key != number}
+
+
+def first_difference(live: LatticeState, folded: LatticeState) -> str:
+    """Where a running lattice and the one that its log tells part, in words."""
+    nothing = SeedState("", "", next(iter(folded.seeds.values())).stage) if folded.seeds else None
+    for number in sorted(live.seeds.keys() | folded.seeds.keys()):
+        here, there = live.seeds.get(number, nothing), folded.seeds.get(number, nothing)
+        if here != there:
+            return f"seed {number} is {here}, the log says {there}"
+    return f"{live.lapsed} lapses against {folded.lapsed}, open {folded.open}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 
 from esper import __version__
 from esper.blueprints.ir import Blueprint
-from esper.blueprints.library import LIBRARY
 from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
 from esper.kasmina.host_optimizer import seed_optimizer
@@ -25,14 +22,20 @@ from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.memory import MemoryStore
-from esper.log.run import open_run_log, resume_run_log
-from esper.log.workspace import Workspace
-from esper.projections.lattice import LatticeState, ProjectionError, SeedState, fold_all
+from esper.projections.lattice import LatticeState, ProjectionError, first_difference, fold_all
 from esper.tamiyo.interface import Controller
-from esper.tamiyo.rules import RuleController, Rules
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
 from esper.tolaria.engine import Engine
 from esper.tolaria.heldout import HeldOut, split_held_out
+from esper.tolaria.inputs import (
+    RESERVED,
+    chosen_blueprints,
+    default_controller,
+    held_out_parts,
+    logged_settings,
+    open_log,
+    plain_update,
+)
 from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.platform import describe_platform
@@ -50,17 +53,9 @@ from esper_events.events import (
 )
 from esper_events.keys import SigningKey
 
-RESERVED = 24
-"""Training batches that stand in for held-out ones when the user gives none."""
-
 _logger = logging.getLogger("esper.tolaria")
 
 Outcome = Literal["completed", "interrupted", "failed"]
-
-
-def new_run_id() -> str:
-    """A name for a run that sorts by time and does not repeat."""
-    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
 
 
 class Growth:
@@ -130,11 +125,11 @@ class Growth:
         self.model = model
         self.optimizer = optimizer
         self._logged = read_run(Path(rerun)) if isinstance(rerun, (str, Path)) else rerun
-        self.settings = settings or _logged_settings(self._logged) or GrowthSettings()
-        self.library = _chosen(self.settings, library)
+        self.settings = settings or logged_settings(self._logged) or GrowthSettings()
+        self.library = chosen_blueprints(self.settings, library)
         self._loss_fn = loss_fn
-        self._update = update or _plain_update(optimizer)
-        self._controller = controller or RuleController(_rules(self.settings), seed)
+        self._update = update or plain_update(optimizer)
+        self._controller = controller or default_controller(self.settings, seed)
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
         self._step = 0
@@ -143,10 +138,10 @@ class Growth:
         self._summary: LogSummary | None = None
         # Refused now rather than in the middle of training.
         seed_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], (), 1.0)
-        parts = _held_out(probe, confirm)
+        parts = held_out_parts(probe, confirm)
         if self._logged is not None:
             log = EventLog(MemoryStore(), SigningKey.generate(), self._logged.started.run)
-        self.log: EventLog | CatchUpLog = log or _open_log(run_dir, workspace, nats, ack, resume)
+        self.log: EventLog | CatchUpLog = log or open_log(run_dir, workspace, nats, ack, resume)
         self.run = self.log.log_id
         try:
             self.log.append(self._started(config))
@@ -338,78 +333,5 @@ class Growth:
         if live.digest() != folded.digest():
             raise ProjectionError(
                 f"the running lattice ({live.digest()[:12]}) is not what its log tells "
-                f"({folded.digest()[:12]}): {_first_difference(live, folded)}; please report this"
+                f"({folded.digest()[:12]}): {first_difference(live, folded)}; please report this"
             )
-
-
-def _first_difference(live: LatticeState, folded: LatticeState) -> str:
-    nothing = SeedState("", "", next(iter(folded.seeds.values())).stage) if folded.seeds else None
-    for number in sorted(live.seeds.keys() | folded.seeds.keys()):
-        here, there = live.seeds.get(number, nothing), folded.seeds.get(number, nothing)
-        if here != there:
-            return f"seed {number} is {here}, the log says {there}"
-    return f"{live.lapsed} lapses against {folded.lapsed}, open {folded.open}"
-
-
-def _held_out(probe: Iterable[Any] | None, confirm: Iterable[Any] | None) -> HeldOut | None:
-    if probe is not None:
-        kept = None if confirm is None else tuple(confirm)
-        return split_held_out(tuple(probe), kept, "probe")
-    warnings.warn(
-        f"no probe batches given: the gates use the first {RESERVED} training batches, which the "
-        "host has learnt from; pass probe=... for a judgement on held-out data",
-        stacklevel=3,
-    )
-    return None
-
-
-def _plain_update(optimizer: torch.optim.Optimizer) -> Update:
-    def update(loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
-
-
-def _logged_settings(logged: LoggedRun | None) -> GrowthSettings | None:
-    """The settings that a loop of one's own had; None where the log holds another config."""
-    if logged is None:
-        return None
-    try:
-        return msgspec.json.decode(logged.started.config, type=GrowthSettings)
-    except msgspec.MsgspecError:
-        return None
-
-
-def _open_log(
-    run_dir: str | Path | None,
-    workspace: str | Path | None,
-    nats: str | None,
-    ack: Literal["journal", "jetstream"],
-    resume: bool,
-) -> EventLog | CatchUpLog:
-    area = Workspace(None if workspace is None else Path(workspace))
-    if resume:
-        if run_dir is None:
-            raise ValueError("resume=True needs run_dir: the directory of the run that was killed")
-        log = resume_run_log(Path(run_dir), workspace=area, nats=nats, ack=ack)
-        return CatchUpLog(log)
-    run = new_run_id()
-    directory = Path("runs") / run if run_dir is None else Path(run_dir)
-    return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack)
-
-
-def _chosen(settings: GrowthSettings, library: Sequence[Blueprint] | None) -> tuple[Blueprint, ...]:
-    known = {b.name: b for b in (LIBRARY.values() if library is None else library)}
-    unknown = [name for name in settings.blueprints if name not in known]
-    if unknown:
-        raise ValueError(
-            f"growth.blueprints: got {unknown[0]!r}, wanted some of {', '.join(known)}"
-        )
-    return tuple(known[name] for name in settings.blueprints or known)
-
-
-def _rules(settings: GrowthSettings) -> Rules:
-    names = (field for field in Rules.__dataclass_fields__ if hasattr(settings, field))
-    return Rules(**{name: getattr(settings, name) for name in names})
