@@ -21,8 +21,9 @@ from esper.projections.projection import Projection
 from esper.projections.replay import replay
 from esper.projections.snapshots import code_version
 from esper_events.events import Record
+from esper_events.stages import Stage
 from support.command import environment
-from support.event_runs import applied, blueprint, lattice
+from support.event_runs import applied, blueprint, decided, lattice
 from support.histories import histories, retimed, write_log
 
 EACH = pytest.mark.parametrize("projection", PROJECTIONS.values(), ids=PROJECTIONS.keys())
@@ -170,6 +171,14 @@ def test_a_gap_in_the_log_is_refused_with_its_place(projection: Projection[Any])
 def test_a_decision_that_is_not_open_cannot_be_settled(name: str) -> None:
     records = [Record(0, lattice("fc")), Record(1, applied(7))]
     with pytest.raises(ProjectionError, match="event 1: decision 7 is settled, but it is not open"):
+        PROJECTIONS[name].fold_all(records)
+
+
+@pytest.mark.parametrize("name", ["controller", "compiler", "audit"])
+def test_a_decision_is_not_made_twice_while_it_is_open(name: str) -> None:
+    made = decided(3, Stage.DORMANT, Stage.GERMINATED)
+    records = [Record(index, event) for index, event in enumerate((lattice("fc"), made, made))]
+    with pytest.raises(ProjectionError, match="event 2: decision 3 was made twice"):
         PROJECTIONS[name].fold_all(records)
 
 

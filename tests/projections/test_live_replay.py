@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from esper.log.journal import JournalStore
-from esper.projections.catalogue import LATTICE, PROJECTIONS
+from esper.projections.catalogue import AUDIT, LATTICE, PROJECTIONS
 from esper.projections.lattice import LatticeState
 from esper.projections.projection import Projection
 from esper.projections.replay import replay
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Followed:
 
 
 def test_the_run_went_through_much(run: Followed) -> None:
-    audit = replay(run.directory, PROJECTIONS["audit"]).state
+    audit = replay(run.directory, AUDIT).state
     assert {"culled", "dormant", "fossilized"} <= audit.applied.keys()
     assert audit.end.outcome == "completed"
     assert audit.end.lattice_agrees
@@ -106,3 +106,17 @@ def test_the_run_itself_names_the_digest_that_its_log_replays_to(run: Followed) 
     ended = run.records[-1].event
     assert isinstance(ended, RunEnded)
     assert replay(run.directory, LATTICE, len(run.records) - 1).digest == ended.lattice
+
+
+@pytest.mark.parametrize("outcome", ["completed", "interrupted", "failed"])
+@pytest.mark.parametrize("steps", [6, 8, 12, 20])
+def test_a_run_that_ends_in_the_middle_of_a_trial_tells_the_truth_of_its_end(
+    steps: int, outcome: Literal["completed", "interrupted", "failed"]
+) -> None:
+    loop = Loop()
+    growth = loop.grow(FAST, OneSeed("layer1..head", "widen"))
+    loop.run(steps)
+    growth.close(outcome)
+    audit = AUDIT.fold_all(growth.records())
+    assert audit.end is not None
+    assert (audit.end.outcome, audit.end.lattice_agrees) == (outcome, True)
