@@ -51,7 +51,7 @@ def seed_optimizer(
     if not parameters:
         return None
     for kind in type(optimizer).__mro__:
-        if kind.__name__ in _REFUSED and kind.__module__.startswith("torch.optim."):
+        if kind.__name__ in _REFUSED and kind.__module__.startswith("torch.optim"):
             raise KasminaError(f"{kind.__name__} {_REFUSED[kind.__name__]}; {_INSTEAD}")
     accepted = inspect.signature(type(optimizer).__init__).parameters
     group = host_group(optimizer, host_parameters)
