@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -59,13 +60,11 @@ def train(
     splits = load(config.data.name)
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
-    growth = Growth(
+    growth = _growth(
+        config,
+        splits,
         model,
         optimizer,
-        classification_loss(model),
-        batches_of(splits.probe, PROBE_BATCH),
-        confirm=batches_of(splits.confirm, PROBE_BATCH),
-        settings=config.growth,
         run_dir=run_dir,
         workspace=config.log.workspace,
         nats=nats or config.log.nats,
@@ -130,15 +129,7 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
     seed = logged.started.seed
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
-    growth = Growth(
-        model,
-        optimizer,
-        classification_loss(model),
-        batches_of(splits.probe, PROBE_BATCH),
-        confirm=batches_of(splits.confirm, PROBE_BATCH),
-        settings=config.growth,
-        rerun=logged,
-    )
+    growth = _growth(config, splits, model, optimizer, rerun=logged)
     shortened = msgspec.structs.replace(
         config, run=msgspec.structs.replace(config.run, steps=steps)
     )
@@ -153,6 +144,25 @@ def _host(config: Config, splits: Splits, seed: int) -> nn.Module:
     """The host at its start; the same for the same seed, and so is all randomness after it."""
     seed_everything(derived_seed(seed, "host"))
     return create(config, splits.features, splits.classes)
+
+
+def _growth(
+    config: Config,
+    splits: Splits,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **record: Any,
+) -> Growth:
+    """Growth judged on the held-out parts of the data; ``record`` says where its log is."""
+    return Growth(
+        model,
+        optimizer,
+        classification_loss(model),
+        batches_of(splits.probe, PROBE_BATCH),
+        confirm=batches_of(splits.confirm, PROBE_BATCH),
+        settings=config.growth,
+        **record,
+    )
 
 
 def _fit(
