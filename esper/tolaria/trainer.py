@@ -147,7 +147,7 @@ def _host(config: Config, splits: Splits, seed: int) -> nn.Module:
 
 
 def _growth(
-    config: Config,
+    chosen: Config,
     splits: Splits,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -160,7 +160,7 @@ def _growth(
         classification_loss(model),
         batches_of(splits.probe, PROBE_BATCH),
         confirm=batches_of(splits.confirm, PROBE_BATCH),
-        settings=config.growth,
+        settings=chosen.growth,
         **record,
     )
 
