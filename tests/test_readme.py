@@ -13,7 +13,7 @@ from support.command import ROOT, environment
 
 def test_the_code_of_the_readme_runs_as_printed(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     (tmp_path / "loop.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "loop.py"],
@@ -26,6 +26,7 @@ def test_the_code_of_the_readme_runs_as_printed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Linear(in_features=64, out_features=6" in done.stdout
+    assert re.search(r"isolation: (\d+) of \1 slots ok", done.stdout)
     (run,) = (tmp_path / "runs").iterdir()
     report = verify_path(run)
     assert report.ok, report.messages
