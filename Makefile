@@ -9,7 +9,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-table test check format bench null-test isolation-campaign clean
+.PHONY: help build demo demo-table test check format bench null-test isolation-campaign kill-campaign clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -51,6 +51,9 @@ null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cu
 
 isolation-campaign: $(VENV)/.built  ## 500 trials: seeds in TRAINING leave no trace in the host
 	$(BIN)/python -m benchmarks.isolation_campaign
+
+kill-campaign: $(VENV)/.built  ## 20 runs killed at random moments: do they resume to the same bits?
+	$(BIN)/python -m benchmarks.kill_campaign
 
 clean:  ## Remove what building leaves behind, .venv included
 	rm -rf $(VENV) build dist *.egg-info events/*.egg-info .pytest_cache .mypy_cache .ruff_cache
