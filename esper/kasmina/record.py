@@ -18,7 +18,7 @@ from esper.kasmina.slots import Slot
 MAX_RECORD_BYTES = 256 * 1024
 """A longer record is refused before it is decoded."""
 
-Path = Annotated[str, msgspec.Meta(max_length=4096)]
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Axis = Annotated[int, msgspec.Meta(ge=0, lt=16)]
 Shape = Annotated[
     tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1, max_length=16)

@@ -17,8 +17,10 @@ def export(model: nn.Module) -> nn.Module:
 
     A module with growth on its output becomes a ``torch.fx.GraphModule`` of the same place, whose
     parts are torch's own modules and functions; the smallest module around a span of several
-    modules becomes one as a whole. Everything else is a copy of the user's own. The operations
-    and their order are those of the grown model, so outputs equal its outputs bit for bit. The
+    modules becomes one as a whole, of which the forward is kept and other methods are not. All
+    else is a copy of the user's own. The operations and their order are those of the grown model,
+    so outputs equal its outputs bit for bit. Parameters keep their names, except that those of a
+    host which stays a module of its own (BatchNorm, one with hooks) stand behind ``host``. The
     result pickles, deep-copies, trains on and goes through ``torch.export``, also where Esper is
     not installed.
 

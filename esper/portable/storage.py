@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from esper.blueprints.build import Signature, build
+from esper.blueprints.build import Signature, build, parameter_count
 from esper.blueprints.ir import BlueprintError, from_bytes
 from esper.kasmina.digest import weights_digest
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.graft import GraftedSeed, GraftPoint, detach
 from esper.kasmina.lattice import install_fossil
-from esper.kasmina.record import GrowthRecord, decode_record, from_tensor
+from esper.kasmina.record import DTYPES, GrowthRecord, decode_record, from_tensor
 from esper.kasmina.seed import Seed
 from esper.portable.errors import StateError
 
@@ -103,10 +103,11 @@ def load(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, object]
         else _from_file(Path(source))
     )
     _refuse_trials(grown)
+    _refuse_doubles(grown)
     installed: list[GrowthRecord] = []
     try:
         for record in grown.records:
-            _install(target, record, grown.origin)
+            _install(target, record, grown)
             installed.append(record)
         _require_same(target, grown)
     except BaseException:
@@ -137,6 +138,16 @@ def _refuse_trials(grown: _Grown) -> None:
                 "trial, and it may have been taken out since; take it when the seed has been "
                 "decided, at the latest after growth.close()"
             )
+
+
+def _refuse_doubles(grown: _Grown) -> None:
+    for places in (
+        [(record.seed, record.end) for record in grown.records],
+        [(record.seed, record.start) for record in grown.records if record.source == "span"],
+    ):
+        twice = next((place for place in places if places.count(place) > 1), None)
+        if twice is not None:
+            raise StateError(f"{grown.origin}: seed {twice[0]} stands at {twice[1]} twice")
 
 
 def _from_state(state: Mapping[str, object], origin: str) -> _Grown:
@@ -230,32 +241,57 @@ def _from_file(path: Path) -> _Grown:
     return _Grown(weights, _in_order(records), origin)
 
 
-def _install(model: nn.Module, record: GrowthRecord, origin: str) -> None:
+def _install(model: nn.Module, record: GrowthRecord, grown: _Grown) -> None:
     """Build the body of ``record`` into ``model``; its weights come later."""
-    for path in (record.start, record.end):
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
-            raise StateError(
-                f"{origin} grew at {path}, and this {type(model).__name__} has no such module: "
-                "wanted a fresh instance of the class it was saved from"
-            ) from None
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    origin = grown.origin
+    modules = [_module_at(model, path, origin) for path in (record.start, record.end)]
+    device = next((p.device for p in modules[1].parameters()), torch.device("cpu"))
     slot = record.slot_on(device)
     signature = Signature(
         slot.in_shape, slot.in_axis, slot.out_shape, slot.out_axis, slot.dtype, device
     )
     try:
         blueprint = from_bytes(record.blueprint.encode())
-        body = build(blueprint, signature, torch.Generator())
+        dtype = _dtype_of(record, parameter_count(blueprint, signature), grown)
+        body = build(blueprint, signature, torch.Generator()).to(dtype)
     except BlueprintError as error:
         raise StateError(f"{origin}: seed {record.seed} in slot {slot.id}: {error}") from None
-    body.train(module.training)
+    body.train(modules[1].training)
     recipe = record.blueprint.encode()
     try:
         install_fossil(model, Seed(record.seed, slot, blueprint.id, body, recipe=recipe))
     except KasminaError as error:
         raise StateError(f"{origin}: seed {record.seed} in slot {slot.id}: {error}") from None
+
+
+def _module_at(model: nn.Module, path: str, origin: str) -> nn.Module:
+    parent_path, _, name = path.rpartition(".")
+    try:
+        found = model.get_submodule(parent_path)._modules.get(name)
+    except AttributeError:
+        found = None
+    if found is None:
+        raise StateError(
+            f"{origin} grew at {path}, and this {type(model).__name__} has no such module: wanted "
+            "a fresh instance of the class it was saved from"
+        )
+    return found
+
+
+def _dtype_of(record: GrowthRecord, wanted: int, grown: _Grown) -> torch.dtype:
+    """The dtype of a body's weights, which may have been cast since it was built.
+
+    A body without weights is refused before any memory is spent on it.
+    """
+    prefix = f"{record.end}.seeds.{record.seed}.body."
+    own = [tensor for name, tensor in grown.weights.items() if name.startswith(prefix)]
+    got = sum(tensor.numel() for tensor in own)
+    if got < wanted:
+        raise StateError(
+            f"{grown.origin}: seed {record.seed} in slot {record.slot} has {got} weights there, "
+            f"its blueprint wants {wanted}"
+        )
+    return next((t.dtype for t in own if t.is_floating_point()), DTYPES[record.dtype])
 
 
 def _require_same(model: nn.Module, grown: _Grown) -> None:

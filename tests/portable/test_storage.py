@@ -162,6 +162,17 @@ def test_the_file_is_plain_safetensors_written_whole(tmp_path: Path) -> None:
         esper.save(model, tmp_path / "nowhere" / "grown")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_was_cast_loads_into_one_of_its_dtype(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, x = grown()
+    esper.save(model.to(dtype), tmp_path / "cast")
+    loaded = esper.load(fresh().to(dtype), tmp_path / "cast")
+    assert equal(outputs(loaded, x.to(dtype)), outputs(model, x.to(dtype)))
+    refused(fresh(), tmp_path / "cast", f"0.host.weight is {str(dtype)[6:]} .*float32")
+
+
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
@@ -219,7 +230,7 @@ def test_states_that_are_not_whole_are_refused() -> None:
     state = dict(grown()[0].state_dict())
     for name in list(state):
         rest = {key: value for key, value in state.items() if key != name}
-        refused(fresh(), rest, "unknown to the model|is missing")
+        refused(fresh(), rest, "unknown to the model|is missing|weights there, its blueprint wants")
     refused(fresh(), state | {"more": torch.ones(1)}, "more is unknown to the model")
     refused(
         fresh(), state | {"0._extra_state": 3}, r"0._extra_state \(int\), wanted parameters and"
@@ -283,9 +294,9 @@ def test_a_forged_digest_does_not_help_malformed_growth(tmp_path: Path) -> None:
         save_file(tensors, path, metadata)
         refused(fresh(), path, why)
 
-    def growing(**changes: Any) -> bytes:
+    def growing(times: int = 1, **changes: Any) -> bytes:
         text = msgspec.structs.replace(record, **changes).encode().decode()
-        return msgspec.json.encode({"growth": [text], "aliases": {}})
+        return msgspec.json.encode({"growth": [text] * times, "aliases": {}})
 
     forged(b"[]", "description of the growth is malformed")
     forged(b'{"growth": ["{}"], "aliases": {}}', "malformed: Object missing required field")
@@ -294,10 +305,12 @@ def test_a_forged_digest_does_not_help_malformed_growth(tmp_path: Path) -> None:
     forged(growing(blueprint="{}"), "seed 0 in slot 0: Object missing required field")
     forged(growing(blueprint='{"__reduce__": 1}'), "seed 0 in slot 0: Object contains unknown")
     forged(growing(out_axis=3), "seed 0 in slot 0: .*feature axis 3")
-    forged(growing(out_shape=(9,)), "seed 0 in slot 0: .* does not fit this slot")
+    forged(growing(out_shape=(9,)), "seed 0 in slot 0: it reads a slot.s own output")
     forged(growing(end="7", start="7"), "grew at 7, and this Sequential has no such module")
-    forged(growing(end="", start=""), "no module at ''")
-    forged(growing(), "0.seeds.0.body.nodes.0.down.weight is missing")
+    forged(growing(2), "seed 0 stands at 0 twice")
+    forged(growing(end=""), "malformed: Expected `str` of length >= 1")
+    forged(growing(source="span", start="4.more"), "grew at 4.more, and this Sequential has no")
+    forged(growing(), "seed 0 in slot 0 has 0 weights there, its blueprint wants 32")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
