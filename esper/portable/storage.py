@@ -1,57 +1,32 @@
-"""A grown model as a file, and a fresh model that grows again from it.
-
-The file is safetensors: the weights of the host and of everything that has grown, and in its
-metadata one record for each graft (slot and blueprint) with a digest over records and weights.
-Nothing in it is code, and nothing is unpickled.
-"""
+"""A grown model as a file, and a fresh model that grows again from it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esper.blueprints.build import Signature, build, parameter_count
 from esper.blueprints.ir import BlueprintError, from_bytes
-from esper.kasmina.digest import weights_digest
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.graft import GraftedSeed, GraftPoint, detach
 from esper.kasmina.lattice import install_fossil
-from esper.kasmina.record import DTYPES, GrowthRecord, decode_record, from_tensor
+from esper.kasmina.record import DTYPES, GrowthRecord
 from esper.kasmina.seed import Seed
 from esper.portable.errors import StateError
-
-FORMAT = "1"
-MAX_GRAFTS = 4096
-
-_EXTRA = "_extra_state"
-
-
-class _Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``growth``: records in the order in which they grow; ``aliases``: names of tensors that
-    share their memory with another one, and that one's."""
-
-    growth: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_GRAFTS)]
-    aliases: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Grown:
-    """Weights by the names of the grown model's ``state_dict``, and how it has grown."""
-
-    weights: dict[str, Tensor]
-    records: tuple[GrowthRecord, ...]
-    origin: str
+from esper.portable.state import (
+    EXTRA,
+    GrownState,
+    from_file,
+    from_state,
+    in_order,
+    refuse_doubles,
+    refuse_trials,
+    write,
+)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -64,18 +39,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         StateError: a seed is still on trial, or the state holds what is no tensor.
     """
     source = getattr(model, "_orig_mod", model)
-    grown = _from_state(source.state_dict(), "this model")
-    _refuse_trials(grown)
-    kept, aliases = _without_aliases(grown.weights)
-    growth = tuple(record.encode().decode() for record in grown.records)
-    described = msgspec.json.encode(_Metadata(growth, aliases), order="sorted").decode()
-    metadata = {
-        "format": "pt",
-        "esper": FORMAT,
-        "esper.growth": described,
-        "esper.digest": _digest(described, kept),
-    }
-    _write(kept, metadata, Path(path))
+    grown = from_state(source.state_dict(), "this model")
+    refuse_trials(grown)
+    write(grown, Path(path))
 
 
 def load(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, object]) -> nn.Module:
@@ -98,12 +64,10 @@ def load(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, object]
             "the same growth, load_state_dict does)"
         )
     grown = (
-        _from_state(source, "the state")
-        if isinstance(source, Mapping)
-        else _from_file(Path(source))
+        from_state(source, "the state") if isinstance(source, Mapping) else from_file(Path(source))
     )
-    _refuse_trials(grown)
-    _refuse_doubles(grown)
+    refuse_trials(grown)
+    refuse_doubles(grown)
     installed: list[GrowthRecord] = []
     try:
         for record in grown.records:
@@ -115,7 +79,7 @@ def load(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, object]
             detach(target, str(record.seed), record.start, record.end)
         raise
     weights: dict[str, object] = dict(grown.weights)
-    extra = {name: value for name, value in target.state_dict().items() if name.endswith(_EXTRA)}
+    extra = {name: value for name, value in target.state_dict().items() if name.endswith(EXTRA)}
     target.load_state_dict(weights | extra)
     return model
 
@@ -123,125 +87,10 @@ def load(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, object]
 def growth_of(model: nn.Module) -> tuple[GrowthRecord, ...]:
     """The record of every seed grafted into ``model``, in the order in which they can grow."""
     seeds = [module for module in model.modules() if isinstance(module, GraftedSeed)]
-    return _in_order(seed.record for seed in seeds if seed.record is not None)
+    return in_order(seed.record for seed in seeds if seed.record is not None)
 
 
-def _in_order(records: Iterable[GrowthRecord]) -> tuple[GrowthRecord, ...]:
-    return tuple(sorted(records, key=lambda record: record.order))
-
-
-def _refuse_trials(grown: _Grown) -> None:
-    for record in grown.records:
-        if record.trial:
-            raise StateError(
-                f"{grown.origin} was taken while seed {record.seed} in slot {record.slot} was on "
-                "trial, and it may have been taken out since; take it when the seed has been "
-                "decided, at the latest after growth.close()"
-            )
-
-
-def _refuse_doubles(grown: _Grown) -> None:
-    for places in (
-        [(record.seed, record.end) for record in grown.records],
-        [(record.seed, record.start) for record in grown.records if record.source == "span"],
-    ):
-        twice = next((place for place in places if places.count(place) > 1), None)
-        if twice is not None:
-            raise StateError(f"{grown.origin}: seed {twice[0]} stands at {twice[1]} twice")
-
-
-def _from_state(state: Mapping[str, object], origin: str) -> _Grown:
-    weights: dict[str, Tensor] = {}
-    records: list[GrowthRecord] = []
-    for name, value in state.items():
-        if name.endswith(f".{_EXTRA}") and ".seeds." in f".{name}":
-            records.append(_readable(value, name, origin))
-        elif isinstance(value, Tensor) and not name.endswith(_EXTRA):
-            weights[name] = value
-        else:
-            raise StateError(
-                f"{origin} holds {name} ({type(value).__name__}), wanted parameters and buffers"
-            )
-    return _Grown(weights, _in_order(records), origin)
-
-
-def _readable(value: object, name: str, origin: str) -> GrowthRecord:
-    try:
-        return from_tensor(value)
-    except KasminaError as error:
-        raise StateError(
-            f"{origin} does not say how {name.removesuffix(_EXTRA)[:-1]} has grown: {error}"
-        ) from None
-
-
-def _without_aliases(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    kept: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[object, str] = {}
-    for name, tensor in weights.items():
-        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and same in first:
-            aliases[name] = first[same]
-        else:
-            first[same] = name
-            kept[name] = tensor.detach().contiguous().clone()
-    return kept, aliases
-
-
-def _digest(described: str, weights: Mapping[str, Tensor]) -> str:
-    text = f"{len(described.encode())}:{described}{weights_digest(weights)}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write(weights: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(weights, name, metadata)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _from_file(path: Path) -> _Grown:
-    origin = str(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, IsADirectoryError) as error:
-        raise StateError(
-            f"{origin} is no safetensors file ({error}); for one of torch.save, pass "
-            "torch.load(path, weights_only=True) in place of the path"
-        ) from None
-    described, digest = metadata.get("esper.growth"), metadata.get("esper.digest")
-    if described is None or digest is None:
-        raise StateError(f"{origin} does not say how its model has grown; write it by esper.save")
-    if metadata.get("esper") != FORMAT:
-        raise StateError(
-            f"{origin} is of format {metadata.get('esper')!r}, wanted {FORMAT!r}: another version "
-            "of Esper wrote it"
-        )
-    if _digest(described, weights) != digest:
-        raise StateError(f"{origin} was changed after it was written: its digest does not match")
-    try:
-        read = msgspec.json.decode(described, type=_Metadata)
-        records = tuple(decode_record(text.encode()) for text in read.growth)
-        weights |= {name: weights[kept] for name, kept in read.aliases.items()}
-    except (msgspec.MsgspecError, KasminaError, KeyError, RecursionError) as error:
-        raise StateError(f"{origin}: its description of the growth is malformed: {error}") from None
-    return _Grown(weights, _in_order(records), origin)
-
-
-def _install(model: nn.Module, record: GrowthRecord, grown: _Grown) -> None:
+def _install(model: nn.Module, record: GrowthRecord, grown: GrownState) -> None:
     """Build the body of ``record`` into ``model``; its weights come later."""
     origin = grown.origin
     modules = [_module_at(model, path, origin) for path in (record.start, record.end)]
@@ -278,7 +127,7 @@ def _module_at(model: nn.Module, path: str, origin: str) -> nn.Module:
     return found
 
 
-def _dtype_of(record: GrowthRecord, wanted: int, grown: _Grown) -> torch.dtype:
+def _dtype_of(record: GrowthRecord, wanted: int, grown: GrownState) -> torch.dtype:
     """The dtype of a body's weights, which may have been cast since it was built.
 
     A body without weights is refused before any memory is spent on it.
@@ -294,9 +143,9 @@ def _dtype_of(record: GrowthRecord, wanted: int, grown: _Grown) -> torch.dtype:
     return next((t.dtype for t in own if t.is_floating_point()), DTYPES[record.dtype])
 
 
-def _require_same(model: nn.Module, grown: _Grown) -> None:
+def _require_same(model: nn.Module, grown: GrownState) -> None:
     """Compare names, shapes and dtypes before anything is copied."""
-    own = {n: t for n, t in model.state_dict().items() if not n.endswith(_EXTRA)}
+    own = {n: t for n, t in model.state_dict().items() if not n.endswith(EXTRA)}
     differences = [f"{name} is missing" for name in own if name not in grown.weights]
     differences += [f"{name} is unknown to the model" for name in grown.weights if name not in own]
     differences += [

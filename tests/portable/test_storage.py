@@ -154,6 +154,8 @@ def test_the_file_is_plain_safetensors_written_whole(tmp_path: Path) -> None:
     esper.save(model, path)
     esper.save(model, path)
     assert os.listdir(tmp_path) == ["grown"]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     with safe_open(path, "pt") as file:
         names, metadata = set(file.keys()), file.metadata()
     assert names == {name for name in model.state_dict() if "_extra" not in name}
@@ -282,14 +284,14 @@ def test_tampering_is_found(tmp_path: Path) -> None:
 
 
 def test_a_forged_digest_does_not_help_malformed_growth(tmp_path: Path) -> None:
-    from esper.portable import storage
+    from esper.portable import state
 
     path = tmp_path / "grown"
     record = growth_of(grown()[0])[0]
 
     def forged(described: bytes, why: str) -> None:
         tensors = dict(fresh().state_dict())
-        digest = storage._digest(described.decode(), tensors)
+        digest = state._digest(described.decode(), tensors)
         metadata = {"esper": "1", "esper.growth": described.decode(), "esper.digest": digest}
         save_file(tensors, path, metadata)
         refused(fresh(), path, why)
