@@ -83,13 +83,14 @@ def test_a_fresh_model_grows_into_the_saved_one(name: str, way: str, tmp_path: P
     assert equal(outputs(esper.export(loaded), x), outputs(loaded, x))
 
 
-def test_a_run_is_saved_loaded_and_trained_on(tmp_path: Path) -> None:
-    _, loop = run_growth(FAST, OneSeed("layer1..head", "widen"), 80)
+@pytest.mark.parametrize("slot", [("layer1..head", "widen"), ("layer1", "bottleneck_mlp")])
+def test_a_run_is_saved_loaded_and_trained_on(slot: tuple[str, str], tmp_path: Path) -> None:
+    _, loop = run_growth(FAST, OneSeed(*slot), 80)
     esper.save(loop.model, tmp_path / "run")
     again = Loop()
     esper.load(again.model, tmp_path / "run")
     again.optimizer = torch.optim.Adam(again.model.parameters(), lr=0.01)
-    assert [record.slot for record in growth_of(again.model)] == ["layer1..head"]
+    assert [record.slot for record in growth_of(again.model)] == [slot[0]]
     loop.growth = None
     again.optimizer.load_state_dict(copy.deepcopy(loop.optimizer.state_dict()))
     again.steps = loop.steps
