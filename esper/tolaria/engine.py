@@ -129,10 +129,14 @@ class Engine:
             return
         self.transitions.fork.follow(batch)
         self.lattice.tick()
-        if loss is None or not self._exploded(float(loss)) or not self.decisions.allowed(step):
+        if loss is None:
+            return
+        # A loss of the loop still carries its graph, of which a plain float() warns.
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        if not self._exploded(value) or not self.decisions.allowed(step):
             return
         for trial in self.watch.in_stages(BLENDED):
-            self.transitions.cull(trial, step, f"training loss exploded to {float(loss):g}")
+            self.transitions.cull(trial, step, f"training loss exploded to {value:g}")
 
     def _exploded(self, loss: float) -> bool:
         """Whether ``loss`` is no number, or far above its running mean since the graft began."""

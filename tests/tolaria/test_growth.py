@@ -132,6 +132,16 @@ def test_a_loop_that_keeps_its_loss_to_itself_grows_as_well() -> None:
     assert len(growth.fossils) == 1
 
 
+def test_a_loss_that_still_has_its_graph_is_no_reason_to_warn() -> None:
+    loop = Loop()
+    growth = loop.grow(FAST, OneSeed("layer1..head", "widen"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.run(110, lambda _, loss: loss.requires_grad_())
+    growth.close()
+    assert len(growth.fossils) == 1
+
+
 def test_closing_twice_gives_the_same_summary_and_steps_are_over() -> None:
     loop = Loop()
     growth = loop.grow(FAST, Asleep())
