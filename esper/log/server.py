@@ -183,12 +183,14 @@ def find_binary() -> Path:
 
 
 def _quoted(path: Path) -> str:
-    return json.dumps(str(path))
+    r"""``path`` as a string of the server's configuration, which knows no ``\uXXXX``."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c >= " " else f"\\x{ord(c):02x}" for c in text) + '"'
 
 
 def _write_private(path: Path, text: str) -> None:
     """Replace ``path`` by a file that only its owner can read."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.fsencode(text))

@@ -133,6 +133,17 @@ def test_a_run_that_arrives_while_the_server_ends_gets_a_fresh_one(tmp_path: Pat
     wait_until(lambda: not (tmp_path / "endpoint.json").exists())
 
 
+@pytest.mark.parametrize(
+    "name", ["with spaces", "ünï ☃", "a'b\"c\\d$x{}", "line\nbreak", os.fsdecode(b"\xff")]
+)
+def test_a_workspace_may_have_any_name(tmp_path: Path, name: str) -> None:
+    server = EmbeddedServer(tmp_path / name)
+    try:
+        assert server.endpoint().url.startswith("nats://127.0.0.1:")
+    finally:
+        server.close()
+
+
 def test_only_the_owner_can_read_what_lets_one_in(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "server")
     endpoint = server.endpoint()
