@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from esper.cli.view import Terminal
 from esper.tolaria.observer import Outcome
 
 
@@ -24,7 +25,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
 
 def print_summary(outcome: Outcome, console: Console | None = None) -> None:
     """The table of the three models and the next commands, on standard output."""
-    console = console or Console(highlight=False)
+    console = console or Terminal(highlight=False)
     console.print()
     console.print(_table(outcome))
     for line in _verdict(outcome):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,7 +25,7 @@ _STYLES = {"training": "cyan", "grafting": "yellow", "fossilized": "green", "cul
 @contextmanager
 def watching(to_stderr: bool) -> Iterator[Observer]:
     """The observer that fits where output goes; nothing is left drawing when the block ends."""
-    console = Console(stderr=to_stderr, highlight=False)
+    console = Terminal(stderr=to_stderr, highlight=False)
     with _warnings_on(console):
         if not console.is_terminal or console.is_dumb_terminal:
             yield PlainView(console)
@@ -32,6 +33,17 @@ def watching(to_stderr: bool) -> Iterator[Observer]:
         view = LiveView(console)
         with view.live:
             yield view
+
+
+class Terminal(Console):
+    """A console whose reader may leave (``| head``): training goes on, and nothing more is told."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent, where rich would end the process."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class _Warnings(logging.Handler):
@@ -86,7 +98,10 @@ class PlainView:
         """Nothing: the transitions say it."""
 
     def _line(self, text: str) -> None:
-        print(text, file=self._console.file, flush=True)
+        try:
+            print(text, file=self._console.file, flush=True)
+        except BrokenPipeError:
+            self._console.on_broken_pipe()
 
 
 class LiveView:

@@ -99,6 +99,21 @@ def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_training_goes_on_when_its_reader_leaves(trained: Trained) -> None:
+    arguments = command("train", "small.toml", "--run-dir", "unread")
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(arguments)} | head -1; echo ${{PIPESTATUS[0]}}"],
+        cwd=trained.directory,
+        env=environment(trained.directory / "workspace"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1:] == ["0"]
+    assert "run completed" in trained.esper("show", "unread").stdout
+
+
 def test_an_exported_log_is_verified_and_a_flipped_bit_is_found(trained: Trained) -> None:
     done = trained.esper("export-log", "run", "run.esper")
     assert done.returncode == 0, done.stderr
