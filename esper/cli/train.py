@@ -59,7 +59,7 @@ def train(
         config, directory = _logged_config(resume), resume
     elif config_file is not None:
         config = _config(config_file, nats, seed)
-        directory = _fresh(run_dir or _default_directory(config_file))
+        directory = _fresh(run_dir) if run_dir else _default_directory(config_file)
     else:
         raise click.UsageError("wanted CONFIG.toml, or --resume DIR")
     outcome = _train(config, directory, nats, as_json, resume=resume is not None)
@@ -100,22 +100,34 @@ def _logged_config(run_dir: Path) -> Config:
 
 
 def _default_directory(config_file: Path) -> Path:
+    """A new directory; making it claims it, should another run start in the same second."""
     stem = f"{config_file.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory, number = Path("runs") / stem, 1
-    while directory.exists():
-        number += 1
-        directory = Path("runs") / f"{stem}-{number}"
-    return directory
+    while True:
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if not directory.exists():  # "runs" is a file
+                return _fresh(directory)
+            number += 1
+            directory = Path("runs") / f"{stem}-{number}"
+        except OSError:
+            return _fresh(directory)  # which says why
+        else:
+            return directory
 
 
 def _fresh(directory: Path) -> Path:
     """The directory, if a run can be kept in it: asked before anything slow is loaded."""
-    if (directory / "journal").exists():
-        raise UserError(f"{directory} holds a run already: choose another --run-dir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        taken = (directory / "journal").exists()
     except OSError as error:
-        raise UserError(f"--run-dir {directory}: cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"--run-dir {directory}: cannot be made ({error.strerror}); choose another"
+        ) from error
+    if taken:
+        raise UserError(f"{directory} holds a run already: choose another --run-dir")
     return directory
 
 
@@ -125,6 +137,7 @@ def _train(
     from esper.cli.view import watching
 
     with watching(to_stderr=as_json) as view:
+        from esper.kasmina.errors import KasminaError
         from esper.log.errors import LogError
         from esper.tolaria.catch_up import CatchUpError
         from esper.tolaria.config import ConfigError
@@ -142,12 +155,15 @@ def _train(
         except ConfigError as error:
             _forget(directory)
             raise UserError(str(error)) from error
+        except KasminaError as error:
+            raise UserError(f"the model cannot grow: {error}") from error
         except KeyboardInterrupt:
             _tell_interrupted(directory)
             raise
         except CatchUpError as error:
             raise RunFailedError(f"{directory} cannot be resumed: {error}") from error
         except LogError as error:
+            _forget(directory)
             raise RunFailedError(f"the log of {directory} failed: {error}") from error
 
 

@@ -100,6 +100,10 @@ def _from_factory(factory: str, arguments: Mapping[str, Any], directory: Path) -
 
 def _check_interface(model: nn.Module, features: int, classes: int) -> None:
     """A module that cannot be trained on the data is refused before the first step."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "model.factory: the model has no parameters to train, wanted at least one"
+        )
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

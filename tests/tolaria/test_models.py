@@ -77,6 +77,7 @@ def test_asking_a_factorys_model_costs_no_randomness(tmp_path: Path) -> None:
         ("1 / 0\n", "failed .ZeroDivisionError: division by zero"),
         ("def make():\n    raise RuntimeError('no\\nway')\n", "failed .RuntimeError: no way"),
         ("def make():\n    return 3\n", "returned int, wanted a torch.nn.Module"),
+        ("def make():\n    return nn.Flatten()\n", "no parameters to train, wanted at least one"),
         ("def make():\n    return nn.Linear(3, 10)\n", "the model fails on a batch of shape"),
         ("def make():\n    return nn.Linear(64, 9)\n", r"maps \[2, 64\] to \(2, 9\), wanted"),
     ],
