@@ -54,7 +54,10 @@ def read_run(path: Path, trusted: PublicKey | None = None) -> LoggedRun:
     try:
         return from_records(LogReader(path, trusted).records())
     except OSError as error:
-        raise RerunError(f"{path}: {error.strerror or error}") from error
+        raise RerunError(
+            f"{path} holds no run that can be read: {error.strerror or error}; wanted a run "
+            "directory or a file made by esper export-log"
+        ) from error
 
 
 def from_records(records: Iterable[Record]) -> LoggedRun:
