@@ -118,8 +118,8 @@ def _first_segment(run_dir: Path) -> Segment:
         return open_segment(first)
     except (OSError, EsperEventsError, StopIteration) as error:
         raise LogError(
-            f"{run_dir / JOURNAL} does not begin with a whole segment: a run that was killed before "
-            "its first event was on disk has nothing to resume, start it anew"
+            f"{run_dir / JOURNAL} does not begin with a whole segment: a run that was killed "
+            "before its first event was on disk has nothing to resume, start it anew"
         ) from error
 
 
