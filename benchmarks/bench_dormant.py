@@ -31,7 +31,7 @@ from esper.tolaria.training import Batch, classification_loss
 from esper_events.keys import SigningKey
 
 BATCH = 128
-PAIRS = 30
+PAIRS = 20
 SLICE = 5
 SETTINGS = GrowthSettings(max_growths=0)
 Step = Callable[[Batch], None]

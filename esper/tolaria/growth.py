@@ -133,6 +133,7 @@ class Growth:
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
         self._step = 0
+        self._wake = 1
         self._engine: Engine | Rerun | None = None
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
@@ -165,16 +166,23 @@ class Growth:
         Raises:
             RuntimeError: growth is closed.
         """
+        self._step += 1
+        if self._step >= self._wake:
+            self._safe_point(batch, loss)
+
+    def _safe_point(self, batch: Any, loss: Tensor | float | None) -> None:
+        """What a step at which there may be something to do does, and which one is the next."""
         if self._summary is not None:
             raise RuntimeError("growth.step after growth.close: make a new Growth for a new run")
-        self._step += 1
         if isinstance(self.log, CatchUpLog):
             self.log.step = self._step
-        engine = self._engine
-        if engine is None:
+        if self._engine is None:
             self._reserve(batch)
-        elif not engine.idle or self._step % self.settings.observe_every == 0:
-            engine.safe_point(self._step, batch, loss)
+        else:
+            self._engine.safe_point(self._step, batch, loss)
+        rare = self.settings.observe_every
+        idle = self._engine is not None and self._engine.idle
+        self._wake = self._step + (rare - self._step % rare if idle else 1)
 
     def close(
         self,
@@ -208,6 +216,7 @@ class Growth:
     def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:
         """Close a log that training has not caught up with; it can be resumed again."""
         self._summary = log.close()
+        self._wake = 0
         if outcome == "completed":
             raise CatchUpError(
                 f"training ended at step {self._step}, and the log tells {log.behind} records more"
@@ -227,6 +236,7 @@ class Growth:
             )
         )
         self._summary = self.log.close()
+        self._wake = 0
         if self.log.failure is not None:
             _logger.warning(
                 "the log of run %s failed, so its record ends after %d events: %s",

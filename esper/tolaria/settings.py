@@ -16,7 +16,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """All counts are optimizer steps unless a field says otherwise.
 
     - ``observe_every``: held-out loss is measured this often while nothing is on trial (each
-      measurement costs about one step), and ``measure_every`` at most while something is.
+      measurement costs a few steps), and ``measure_every`` at most while something is.
     - ``warmup``: no growth before this step.
     - ``patience``, ``plateau``: growth is considered when the best held-out loss of the last
       ``patience`` observations is less than the fraction ``plateau`` better than the best before.
@@ -45,7 +45,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``blueprints``: names from the library; empty means all that apply.
     """
 
-    observe_every: Count = 400
+    observe_every: Count = 1000
     measure_every: Count = 50
     warmup: Steps = 400
     patience: Count = 4
