@@ -151,6 +151,7 @@ class Growth:
         except BaseException as error:
             self.close("failed", f"{type(error).__name__}: {error}")
             raise
+        self._wake = self._next_wake()
 
     @property
     def engine(self) -> Engine | None:
@@ -171,7 +172,7 @@ class Growth:
             self._safe_point(batch, loss)
 
     def _safe_point(self, batch: Any, loss: Tensor | float | None) -> None:
-        """What a step at which there may be something to do does, and which one is the next."""
+        """What is due at this step, and which step is the next at which anything may be."""
         if self._summary is not None:
             raise RuntimeError("growth.step after growth.close: make a new Growth for a new run")
         if isinstance(self.log, CatchUpLog):
@@ -180,9 +181,13 @@ class Growth:
             self._reserve(batch)
         else:
             self._engine.safe_point(self._step, batch, loss)
+        self._wake = self._next_wake()
+
+    def _next_wake(self) -> int:
+        """The next step at which there may be something to do."""
         rare = self.settings.observe_every
         idle = self._engine is not None and self._engine.idle
-        self._wake = self._step + (rare - self._step % rare if idle else 1)
+        return self._step + (rare - self._step % rare if idle else 1)
 
     def close(
         self,
