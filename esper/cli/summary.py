@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.cli.view import Terminal
-from esper.tolaria.observer import Outcome
+from esper.tolaria.observer import Grown, Outcome
 
 
-def as_dict(outcome: Outcome) -> dict[str, Any]:
+def as_dict(outcome: Grown) -> dict[str, Any]:
     """The object that ``--json`` prints; accuracies in percent, to four decimals."""
     fields = msgspec.structs.asdict(outcome)
     return {
@@ -23,8 +23,8 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def print_summary(outcome: Outcome, console: Console | None = None) -> None:
-    """The table of the three models and the next commands, on standard output."""
+def print_summary(outcome: Grown, console: Console | None = None) -> None:
+    """The table of the models and the next commands, on standard output."""
     console = console or Terminal(highlight=False)
     console.print()
     console.print(_table(outcome))
@@ -41,21 +41,25 @@ def print_summary(outcome: Outcome, console: Console | None = None) -> None:
         console.print(f"next: {command}", markup=False, soft_wrap=True)
 
 
-def _table(outcome: Outcome) -> Table:
+def _table(outcome: Grown) -> Table:
     table = Table("model", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("parameters", "steps", "test accuracy"):
         table.add_column(column, justify="right")
-    rows = (
-        ("host alone", outcome.control_parameters, outcome.control_accuracy),
-        ("grown", outcome.parameters, outcome.test_accuracy),
-        ("grown shape from the start", outcome.static_parameters, outcome.static_accuracy),
-    )
+    rows = [("grown", outcome.parameters, outcome.test_accuracy)]
+    if isinstance(outcome, Outcome):
+        rows = [
+            ("host alone", outcome.control_parameters, outcome.control_accuracy),
+            *rows,
+            ("grown shape from the start", outcome.static_parameters, outcome.static_accuracy),
+        ]
     for name, parameters, accuracy in rows:
         table.add_row(name, f"{parameters:,}", f"{outcome.steps:,}", f"{accuracy:.2f} %")
     return table
 
 
-def _verdict(outcome: Outcome) -> list[str]:
+def _verdict(outcome: Grown) -> list[str]:
+    if not isinstance(outcome, Outcome):
+        return []
     if outcome.parameters == outcome.control_parameters:
         return ["Nothing that was tried earned its place: the model kept its shape."]
     gain = outcome.test_accuracy - outcome.control_accuracy
@@ -68,7 +72,7 @@ def _verdict(outcome: Outcome) -> list[str]:
     ]
 
 
-def _next(outcome: Outcome) -> list[str]:
+def _next(outcome: Grown) -> list[str]:
     directory = shlex.quote(outcome.run_dir)
     commands = [f"esper show {directory}", f"esper verify {directory}"]
     if outcome.behind:

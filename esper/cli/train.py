@@ -15,7 +15,7 @@ from esper.cli.failures import RunFailedError, UserError, say
 
 if TYPE_CHECKING:
     from esper.tolaria.config import Config
-    from esper.tolaria.observer import Outcome
+    from esper.tolaria.observer import Grown
 
 
 @click.command(
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     help="Go on with a run that was killed, in place of CONFIG.toml.",
 )
 @click.option("--seed", type=int, metavar="N", help="Use this seed in place of the config's.")
+@click.option("--no-controls", is_flag=True, help="Leave the two models for comparison out.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 def train(
     config_file: Path | None,
@@ -46,6 +47,7 @@ def train(
     nats: str | None,
     resume: Path | None,
     seed: int | None,
+    no_controls: bool,
     as_json: bool,
 ) -> None:
     """Train the model of CONFIG.toml and let it grow where it is held back.
@@ -62,7 +64,9 @@ def train(
         directory = _fresh(run_dir) if run_dir else _default_directory(config_file)
     else:
         raise click.UsageError("wanted CONFIG.toml, or --resume DIR")
-    outcome = _train(config, directory, nats, as_json, resume=resume is not None)
+    outcome = _train(
+        config, directory, nats, as_json, resume=resume is not None, controls=not no_controls
+    )
     from esper.cli.summary import as_dict, print_summary
 
     if as_json:
@@ -132,19 +136,26 @@ def _fresh(directory: Path) -> Path:
 
 
 def _train(
-    config: Config, directory: Path, nats: str | None, as_json: bool, *, resume: bool
-) -> Outcome:
+    config: Config,
+    directory: Path,
+    nats: str | None,
+    as_json: bool,
+    *,
+    resume: bool,
+    controls: bool,
+) -> Grown:
     from esper.cli.view import watching
 
     with watching(to_stderr=as_json) as view:
         from esper.kasmina.errors import KasminaError
         from esper.log.errors import LogError
+        from esper.tolaria import trainer
         from esper.tolaria.catch_up import CatchUpError
         from esper.tolaria.config import ConfigError
-        from esper.tolaria.trainer import train as train_model
 
+        run = trainer.train if controls else trainer.grow
         try:
-            return train_model(
+            return run(
                 config,
                 run_dir=directory,
                 nats=nats,

@@ -28,13 +28,11 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
     gain: float | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Grown(msgspec.Struct, frozen=True, kw_only=True):
     """A run's end. Accuracies in percent of the test part; ``head`` and ``final_weights`` in hex.
 
-    ``grown`` figures carry no prefix, ``control`` ones are of the host alone for as many steps,
-    ``static`` ones of the grown shape trained from the start. ``behind`` counts the segments
-    that the server still lacks. ``log_failure`` tells why the log holds no more than it does; it
-    is empty for a whole one.
+    ``behind`` counts the segments that the server still lacks. ``log_failure`` tells why the log
+    holds no more than it does; it is empty for a whole one.
     """
 
     run: str
@@ -43,15 +41,25 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     segments: int
     head: str
     final_weights: str
+    data: str
     steps: int
     test_accuracy: float
-    control_accuracy: float
-    static_accuracy: float
     parameters: int
-    control_parameters: int
-    static_parameters: int
     behind: int = 0
     log_failure: str = ""
+
+
+class Outcome(Grown, frozen=True, kw_only=True):
+    """A run's end beside its two controls: ``control`` figures are of the host alone for as many
+    steps, ``static`` ones of the grown shape trained from the start."""
+
+    control_accuracy: float
+    static_accuracy: float
+    test_loss: float
+    control_loss: float
+    static_loss: float
+    control_parameters: int
+    static_parameters: int
 
 
 class Observer(Protocol):

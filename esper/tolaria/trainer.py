@@ -17,18 +17,20 @@ from esper.tolaria.data import Splits, load
 from esper.tolaria.growth import Growth
 from esper.tolaria.logged import LoggedRun, RerunError
 from esper.tolaria.models import create
-from esper.tolaria.observer import Observer, Outcome, Part, SeedRow
+from esper.tolaria.observer import Grown, Observer, Outcome, Part, SeedRow
 from esper.tolaria.rerun import RerunReport
 from esper.tolaria.training import (
     Batch,
-    accuracy,
+    Score,
     batches_of,
     classification_loss,
     endless_batches,
+    evaluate,
     make_optimizer,
     train_steps,
 )
 from esper.tolaria.trials import Trial, derived_seed, new_seed
+from esper_events.events import Figures
 
 PROBE_BATCH = 16
 """Held-out batches are this small so that a paired test has many pairs."""
@@ -45,9 +47,42 @@ def train(
     observer: Observer,
     resume: bool = False,
 ) -> Outcome:
-    """Run ``config`` and report to ``observer`` as it goes.
+    """:func:`grow`, then train its two controls.
 
     A host that has not grown is its own grown shape, and is not trained a third time.
+
+    Raises:
+        ConfigError: the model of the config cannot be made.
+        LogError: the log cannot be opened.
+    """
+    splits = load(config.data, config.directory)
+    grown, fossils = _grow(
+        config, splits, run_dir=run_dir, nats=nats, seed=seed, observer=observer, resume=resume
+    )
+    control, control_size = _control(config, splits, seed, observer, "host alone", [])
+    static, static_size = control, control_size
+    if fossils:
+        name: Part = "grown shape from the start"
+        static, static_size = _control(config, splits, seed, observer, name, fossils)
+    return Outcome(
+        **msgspec.structs.asdict(grown),
+        control_accuracy=control,
+        static_accuracy=static,
+        control_parameters=control_size,
+        static_parameters=static_size,
+    )
+
+
+def grow(
+    config: Config,
+    *,
+    run_dir: Path,
+    nats: str | None,
+    seed: int,
+    observer: Observer,
+    resume: bool = False,
+) -> Grown:
+    """Run ``config``, without controls, and report to ``observer`` as it goes.
 
     ``nats`` overrides the config's server. The run's journal lies in ``run_dir``. With ``resume``
     the run there goes on that was killed, with the config and seed of its log.
@@ -56,8 +91,25 @@ def train(
         ConfigError: the model of the config cannot be made.
         LogError: the log cannot be opened.
     """
+    splits = load(config.data, config.directory)
+    grown, _ = _grow(
+        config, splits, run_dir=run_dir, nats=nats, seed=seed, observer=observer, resume=resume
+    )
+    return grown
+
+
+def _grow(
+    config: Config,
+    splits: Splits,
+    *,
+    run_dir: Path,
+    nats: str | None,
+    seed: int,
+    observer: Observer,
+    resume: bool,
+) -> tuple[Grown, list[Trial]]:
+    """What :func:`grow` does, and what has grown, oldest first."""
     torch.set_num_threads(config.run.threads)
-    splits = load(config.data.name)
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
     growth = _growth(
@@ -78,15 +130,8 @@ def train(
         observer.part("grown", config.run.steps)
         _fit(config, splits, model, optimizer, seed, observer, watcher)
         summary = growth.close(figures=lambda: {"test_accuracy": accuracy(model, splits.test)})
-    fossils = growth.fossils
-    grown = accuracy(model, splits.test)
     watcher.tell()
-    control, control_size = _control(config, splits, seed, observer, "host alone", [])
-    static, static_size = control, control_size
-    if fossils:
-        name: Part = "grown shape from the start"
-        static, static_size = _control(config, splits, seed, observer, name, fossils)
-    return Outcome(
+    grown = Grown(
         run=growth.run,
         run_dir=str(run_dir),
         events=summary.events,
@@ -94,15 +139,12 @@ def train(
         head=summary.head,
         final_weights=model_digest(model),
         steps=config.run.steps,
-        test_accuracy=grown,
-        control_accuracy=control,
-        static_accuracy=static,
+        test_accuracy=accuracy(model, splits.test),
         parameters=_size(model),
-        control_parameters=control_size,
-        static_parameters=static_size,
         behind=summary.behind,
         log_failure="" if growth.log.failure is None else str(growth.log.failure),
     )
+    return grown, growth.fossils
 
 
 def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Observer) -> RerunReport:
@@ -125,7 +167,7 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
     if not 0 < steps <= logged.steps:
         raise RerunError(f"got step {steps}, wanted one from 1 to {logged.steps}")
     torch.set_num_threads(config.run.threads)
-    splits = load(config.data.name)
+    splits = load(config.data, config.directory)
     seed = logged.started.seed
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
@@ -143,7 +185,7 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
 def _host(config: Config, splits: Splits, seed: int) -> nn.Module:
     """The host at its start; the same for the same seed, and so is all randomness after it."""
     seed_everything(derived_seed(seed, "host"))
-    return create(config, splits.features, splits.classes)
+    return create(config, splits)
 
 
 def _growth(
@@ -183,7 +225,7 @@ def _fit(
         if watcher is not None:
             watcher.growth.step(batch, loss)
         if step % config.growth.observe_every == 0:
-            held_out = accuracy(model, splits.probe)
+            held_out = evaluate(model, splits.probe).accuracy
         if step % REPORT_EVERY == 0 or step == steps:
             observer.progress(step, steps, float(loss), held_out)
             if watcher is not None:
@@ -200,15 +242,19 @@ def _control(
     observer: Observer,
     name: Part,
     fossils: list[Trial],
-) -> tuple[float, int]:
-    """Train the host with ``fossils`` built in from the start; its test accuracy and size."""
+) -> tuple[Score, int]:
+    """Train the host with ``fossils`` built in from the start; its test score and size."""
     model = _host(config, splits, seed)
     for number, trial in enumerate(fossils):
         install_fossil(model, new_seed(number, trial.seed.slot, trial.blueprint, seed))
     optimizer = make_optimizer(model, config.optimizer)
     observer.part(name, config.run.steps)
     _fit(config, splits, model, optimizer, seed, observer)
-    return accuracy(model, splits.test), _size(model)
+    return evaluate(model, splits.test), _size(model)
+
+
+def _figures(score: Score) -> Figures:
+    return {"test_accuracy": score.accuracy, "test_loss": score.loss}
 
 
 def _size(model: nn.Module) -> int:

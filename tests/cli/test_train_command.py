@@ -135,6 +135,17 @@ def test_an_exported_log_is_verified_and_a_flipped_bit_is_found(trained: Trained
     assert "FAILED" in shown.stderr
 
 
+def test_the_controls_can_be_left_out(trained: Trained) -> None:
+    done = trained.esper("train", "small.toml", "--run-dir", "alone", "--no-controls", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert [line for line in done.stderr.splitlines() if line[:2] == "=="] == [
+        "== grown: 420 steps"
+    ]
+    assert figures["final_weights"] == trained.figures["final_weights"]
+    assert "control_accuracy" not in figures
+
+
 def test_repair_finds_the_copy_of_an_undisturbed_run_whole(trained: Trained) -> None:
     done = trained.esper("repair", "run")
     assert done.returncode == 0, done.stderr

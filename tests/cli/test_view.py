@@ -11,7 +11,7 @@ from rich.console import Console
 from esper.cli.story import Story
 from esper.cli.summary import as_dict, print_summary
 from esper.cli.view import LiveView, PlainView, watching
-from esper.tolaria.observer import Observer, Outcome, SeedRow
+from esper.tolaria.observer import Grown, Observer, Outcome, SeedRow
 from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
@@ -222,7 +222,7 @@ def outcome(**changes: object) -> Outcome:
     return Outcome(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def summary(result: Outcome) -> str:
+def summary(result: Grown) -> str:
     out = io.StringIO()
     print_summary(result, Console(file=out, width=80, color_system=None))
     return out.getvalue()
@@ -244,6 +244,16 @@ def test_the_summary_of_a_run_that_did_not_grow_says_so() -> None:
     text = summary(outcome(parameters=682, behind=2))
     assert "the model kept its shape" in text
     assert "next: esper repair 'runs/my run'   (the server lacks 2 segments)" in text
+
+
+def test_the_summary_of_a_run_without_controls_compares_nothing() -> None:
+    names = Grown.__struct_fields__
+    alone = Grown(**{name: getattr(outcome(), name) for name in names})
+    text = summary(alone)
+    rows = [line.split() for line in text.splitlines() if line.endswith("%")]
+    assert [line[-2] for line in rows] == ["95.75"]
+    assert "points" not in text
+    assert "kept its shape" not in text
 
 
 def test_json_figures_are_rounded() -> None:
