@@ -140,6 +140,17 @@ class WeightsRecorded(_Event, frozen=True, tag="weights.recorded"):
     tensors: dict[str, str]
 
 
+class CheckpointWritten(_Event, frozen=True, tag="checkpoint.written"):
+    """The state of training after ``step`` lies in a file of the run, so that a run that was
+    killed can go on from there. ``file`` is the SHA-256 in hex of the file's bytes, ``weights``
+    the digest of the host's tensors. It stands behind everything that happened up to ``step``,
+    and may stand behind later events too: the file is written while training goes on."""
+
+    step: int
+    file: str
+    weights: str
+
+
 class BreakerChanged(_Event, frozen=True, tag="breaker.changed"):
     """A circuit breaker opened, half-opened or closed."""
 
@@ -180,6 +191,7 @@ Event = (
     | TransitionApplied
     | TransitionLapsed
     | WeightsRecorded
+    | CheckpointWritten
     | BreakerChanged
     | ReplicaChanged
     | RunEnded

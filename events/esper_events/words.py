@@ -5,6 +5,7 @@ from __future__ import annotations
 from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
+    CheckpointWritten,
     Event,
     Figures,
     GateMeasured,
@@ -68,6 +69,7 @@ def _say_step(
     | TransitionApplied
     | TransitionLapsed
     | WeightsRecorded
+    | CheckpointWritten
     | BreakerChanged,
 ) -> str:
     match event:
@@ -89,6 +91,8 @@ def _say_step(
             return f"decision {event.decision} lapsed: {event.reason}"
         case WeightsRecorded():
             return f"the bits of {_count(len(event.tensors), 'tensor')} are on record"
+        case CheckpointWritten():
+            return f"checkpoint written, file {event.file[:12]}, weights {event.weights[:12]}"
         case BreakerChanged():
             return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
 

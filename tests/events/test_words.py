@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from esper_events.events import (
     BlueprintRegistered,
+    CheckpointWritten,
     Event,
     GateMeasured,
     PlateauDetected,
@@ -80,6 +81,10 @@ def test_text_from_a_log_cannot_steer_a_terminal() -> None:
         (
             TransitionApplied(time=0.0, decision=4, step=10, seed_weights="", steps_lost=1),
             "step 10: decision 4 applied, 1 step lost",
+        ),
+        (
+            CheckpointWritten(time=0.0, step=500, file="a" * 64, weights="b" * 64),
+            "step 500: checkpoint written, file aaaaaaaaaaaa, weights bbbbbbbbbbbb",
         ),
         (
             ReplicaChanged(
