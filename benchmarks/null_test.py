@@ -23,9 +23,11 @@ from esper.kasmina.isolation import seed_everything
 from esper.log.event_log import EventLog
 from esper.log.memory import MemoryStore
 from esper.tamiyo.interface import Advance, Germinate, Observation, Proposal
+from esper.tolaria.config import DataSettings
 from esper.tolaria.data import Splits, load
 from esper.tolaria.growth import Growth
 from esper.tolaria.models import mlp
+from esper.tolaria.sections import DataName
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.training import (
     batches_of,
@@ -58,7 +60,7 @@ for, so that a trial depends on its seed alone."""
 class Task:
     """A data set and a host for it."""
 
-    data: str
+    data: DataName
     hidden: tuple[int, ...]
     before: int
 
@@ -154,7 +156,7 @@ def _fork_verdicts(growth: Growth) -> list[GateMeasured]:
 def run_campaign(name: str, trials: int, *, report: bool = True) -> list[Verdict]:
     """``trials`` frozen seeds on the task ``name``; prints one line for each that is kept."""
     task = TASKS[name]
-    splits = load(task.data)
+    splits = load(DataSettings(name=task.data))
     verdicts = []
     for seed in range(trials):
         verdict = run_trial(task, splits, seed)

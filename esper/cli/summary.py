@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -15,7 +16,8 @@ from esper.tolaria.observer import Grown, Outcome
 
 
 def as_dict(outcome: Grown) -> dict[str, Any]:
-    """The object that ``--json`` prints; accuracies in percent, to four decimals."""
+    """The object that ``--json`` prints; accuracies in percent, losses in nats, to four
+    decimals."""
     fields = msgspec.structs.asdict(outcome)
     return {
         name: round(value, 4) if isinstance(value, float) else value
@@ -43,18 +45,24 @@ def print_summary(outcome: Grown, console: Console | None = None) -> None:
 
 def _table(outcome: Grown) -> Table:
     table = Table("model", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("parameters", "steps", "test accuracy"):
+    of_text = outcome.data == "characters"
+    loss_name = "bits per character" if of_text else "test loss"
+    for column in ("parameters", "steps", loss_name, "test accuracy"):
         table.add_column(column, justify="right")
-    rows = [("grown", outcome.parameters, outcome.test_accuracy)]
+    rows = [("grown", outcome.parameters, outcome.test_loss, outcome.test_accuracy)]
     if isinstance(outcome, Outcome):
-        rows = [
-            ("host alone", outcome.control_parameters, outcome.control_accuracy),
-            *rows,
-            ("grown shape from the start", outcome.static_parameters, outcome.static_accuracy),
-        ]
-    for name, parameters, accuracy in rows:
-        table.add_row(name, f"{parameters:,}", f"{outcome.steps:,}", f"{accuracy:.2f} %")
+        host = (outcome.control_parameters, outcome.control_loss, outcome.control_accuracy)
+        static = (outcome.static_parameters, outcome.static_loss, outcome.static_accuracy)
+        rows = [("host alone", *host), *rows, ("grown shape from the start", *static)]
+    for name, parameters, loss, accuracy in rows:
+        figure = f"{bits(loss):.3f}" if of_text else f"{loss:.4f}"
+        table.add_row(name, f"{parameters:,}", f"{outcome.steps:,}", figure, f"{accuracy:.2f} %")
     return table
+
+
+def bits(nats: float) -> float:
+    """A loss in nats as bits."""
+    return nats / math.log(2.0)
 
 
 def _verdict(outcome: Grown) -> list[str]:
@@ -62,12 +70,18 @@ def _verdict(outcome: Grown) -> list[str]:
         return []
     if outcome.parameters == outcome.control_parameters:
         return ["Nothing that was tried earned its place: the model kept its shape."]
-    gain = outcome.test_accuracy - outcome.control_accuracy
-    against = outcome.test_accuracy - outcome.static_accuracy
+    if outcome.data == "characters":
+        gain = f"{bits(outcome.test_loss - outcome.control_loss):+.3f}"
+        against = f"{bits(outcome.test_loss - outcome.static_loss):+.3f}"
+        what, unit = "bits per character", ""
+    else:
+        gain = f"{outcome.test_accuracy - outcome.control_accuracy:+.2f}"
+        against = f"{outcome.test_accuracy - outcome.static_accuracy:+.2f}"
+        what, unit = "test accuracy", " points"
     return [
         (
-            f"Growing changed the test accuracy by {gain:+.2f} points against the host alone, "
-            f"{against:+.2f} against the same shape from the start."
+            f"Growing changed the {what} by {gain}{unit} against the host alone, "
+            f"{against} against the same shape from the start."
         )
     ]
 

@@ -8,12 +8,25 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from esper.blueprints.library import LIBRARY
+from esper.tolaria.sections import (
+    CnnSettings,
+    Config,
+    DataSettings,
+    FactorySettings,
+    LogSettings,
+    MlpSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    Seed,
+    TransformerSettings,
+)
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.strict import (
     ConfigError,
@@ -26,99 +39,32 @@ from esper.tolaria.strict import (
 )
 
 __all__ = [
+    "CnnSettings",
     "Config",
     "ConfigError",
     "DataSettings",
     "FactorySettings",
     "LogSettings",
     "MlpSettings",
+    "ModelSettings",
     "OptimizerSettings",
     "RunSettings",
+    "TransformerSettings",
     "parse",
     "read",
 ]
 
 MAX_BYTES = 1024 * 1024
-MAX_LAYERS = 64
-
-StepCount = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
-Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Width = Annotated[int, msgspec.Meta(ge=1, le=65536)]
-Share = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
-
-
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class RunSettings(_Table, frozen=True, kw_only=True):
-    """``[run]``: optimizer steps of each training, seed of everything random, torch threads, and
-    examples a step."""
-
-    steps: StepCount
-    seed: Seed = 0
-    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 32
-
-
-class DataSettings(_Table, frozen=True, kw_only=True):
-    """``[data]``: which data set."""
-
-    name: Literal["digits", "mnist1d", "mnist1d_shuffled"]
-
-
-class MlpSettings(_Table, frozen=True, kw_only=True):
-    """``[model]`` with ``kind = "mlp"``: widths of the hidden layers, first to last."""
-
-    kind: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[Width, ...], msgspec.Meta(max_length=MAX_LAYERS)]
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    dropout: Share = 0.0
-    batchnorm: bool = False
-
-
-class FactorySettings(_Table, frozen=True, kw_only=True):
-    """``[model]`` with ``factory``: ``module:function`` of one's own, called with ``arguments``,
-    returns the module. The config's directory is searched first."""
-
-    factory: str
-    arguments: dict[str, Any] = {}
-
-
-class OptimizerSettings(_Table, frozen=True, kw_only=True):
-    """``[optimizer]``: ``momentum`` is for sgd alone, ``betas`` for adam and adamw."""
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3
-    weight_decay: NotNegative = 0.0
-    momentum: Share = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-
-
-class LogSettings(_Table, frozen=True, kw_only=True):
-    """``[log]``: whose acknowledgement a change waits for; ``nats`` a server of one's own (none:
-    the workspace's own); ``workspace`` a directory (none: ``$ESPER_WORKSPACE`` or ``.esper``)."""
-
-    ack: Literal["journal", "jetstream"] = "journal"
-    nats: str | None = None
-    workspace: str | None = None
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole config. ``text`` is the file as it was, ``directory`` where it lies."""
-
-    run: RunSettings
-    data: DataSettings
-    model: MlpSettings | FactorySettings
-    optimizer: OptimizerSettings
-    growth: GrowthSettings
-    log: LogSettings
-    text: str
-    directory: Path
-
 
 _SECTIONS = ("run", "data", "model", "optimizer", "growth", "log")
+_Kind = Literal["mlp", "cnn", "transformer"]
+_KINDS: dict[str, type[MlpSettings | CnnSettings | TransformerSettings]] = {
+    "mlp": MlpSettings,
+    "cnn": CnnSettings,
+    "transformer": TransformerSettings,
+}
+_MODELS_FOR = {"fashion_mnist": ("mlp", "cnn"), "characters": ("transformer",)}
+"""Kinds of models that can learn from a data set; an MLP from every other one."""
 
 
 def read(path: Path) -> Config:
@@ -147,57 +93,111 @@ def parse(text: str, directory: Path) -> Config:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"not TOML: {clean(str(error))}") from None
-    refuse_unknown(table, _SECTIONS, "")
+    refuse_unknown(table, (*_SECTIONS, "quick"), "")
+    quick = _quick(table)
+    config = _config(table, text, directory, "")
+    if not quick:
+        if config.run.quick:
+            raise ConfigError("run.quick: true, but there is no [quick.run], [quick.data] ...")
+        return config
+    # What is wrong now and was not before is in the quick values.
+    merged = {**table, **{name: {**table.get(name, {}), **quick[name]} for name in quick}}
+    quickly = _config(merged, text, directory, "quick.")
+    return quickly if config.run.quick else config
+
+
+def _quick(table: Mapping[str, Any]) -> dict[str, Mapping[str, object]]:
+    """The tables under ``[quick]``, which may have the same names as those outside."""
+    quick = table.get("quick", {})
+    if not isinstance(quick, Mapping):
+        raise ConfigError(f"quick: got {shown(quick)}, wanted tables such as [quick.run]")
+    refuse_unknown(quick, _SECTIONS, "quick")
+    for name, values in quick.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"quick.{name}: got {shown(values)}, wanted a table, [quick.{name}]")
+    if "quick" in quick.get("run", {}):
+        raise ConfigError("quick.run.quick: stands in [run] alone")
+    return dict(quick)
+
+
+def _config(table: Mapping[str, Any], text: str, directory: Path, place: str) -> Config:
+    """The config in a table; ``place`` begins every key that a message names."""
     config = Config(
-        run=struct_from(RunSettings, table.get("run", {}), "run"),
-        data=struct_from(DataSettings, table.get("data", {}), "data"),
-        model=_model(table.get("model", {})),
-        optimizer=struct_from(OptimizerSettings, table.get("optimizer", {}), "optimizer"),
-        growth=struct_from(GrowthSettings, table.get("growth", {}), "growth"),
-        log=struct_from(LogSettings, table.get("log", {}), "log"),
+        run=struct_from(RunSettings, table.get("run", {}), f"{place}run"),
+        data=struct_from(DataSettings, table.get("data", {}), f"{place}data"),
+        model=_model(table.get("model", {}), f"{place}model"),
+        optimizer=struct_from(OptimizerSettings, table.get("optimizer", {}), f"{place}optimizer"),
+        growth=struct_from(GrowthSettings, table.get("growth", {}), f"{place}growth"),
+        log=struct_from(LogSettings, table.get("log", {}), f"{place}log"),
         text=text,
         directory=directory,
     )
-    _check(config, table)
+    _check(config, table, place)
     return config
 
 
-def _model(table: object) -> MlpSettings | FactorySettings:
-    if isinstance(table, Mapping) and "factory" in table:
+def _model(table: object, path: str) -> ModelSettings:
+    if not isinstance(table, Mapping):
+        return struct_from(MlpSettings, table, path)
+    if "factory" in table:
         if "kind" in table:
-            raise ConfigError("model.kind: got a model.factory too, wanted one of the two")
-        return struct_from(FactorySettings, table, "model")
-    if isinstance(table, Mapping):
-        known = {field.name for field in msgspec.structs.fields(MlpSettings)}
-        refuse_unknown(table, sorted(known | {"factory"}), "model")
-    return struct_from(MlpSettings, table, "model")
+            raise ConfigError(f"{path}.kind: got a {path}.factory too, wanted one of the two")
+        return struct_from(FactorySettings, table, path)
+    name = value_from(
+        Literal["mlp", "cnn", "transformer"], table.get("kind", "mlp"), f"{path}.kind"
+    )
+    kind = _KINDS[name]
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    refuse_unknown(table, [*known, "factory"], path)
+    return struct_from(kind, table, path)
 
 
-def _check(config: Config, table: Mapping[str, Mapping[str, object]]) -> None:
+def _check(config: Config, table: Mapping[str, Mapping[str, object]], place: str) -> None:
     """What no single type can say."""
-    optimizer = table.get("optimizer", {})
-    if "momentum" in optimizer and config.optimizer.name != "sgd":
-        raise ConfigError(f"optimizer.momentum: {config.optimizer.name!r} has none, only 'sgd' has")
-    if "betas" in optimizer and config.optimizer.name == "sgd":
-        raise ConfigError("optimizer.betas: 'sgd' has none, only 'adam' and 'adamw' have")
+    optimizer, given = config.optimizer.name, table.get("optimizer", {})
+    if "momentum" in given and optimizer != "sgd":
+        raise ConfigError(f"{place}optimizer.momentum: {optimizer!r} has none, only 'sgd' has")
+    if "betas" in given and optimizer == "sgd":
+        raise ConfigError(f"{place}optimizer.betas: 'sgd' has none, only 'adam' and 'adamw' have")
     for name in config.growth.blueprints:
         if name not in LIBRARY:
             raise ConfigError(
-                f"growth.blueprints: unknown name {shown(name)}, {suggestion(name, LIBRARY)}"
+                f"{place}growth.blueprints: unknown name {shown(name)}, {suggestion(name, LIBRARY)}"
             )
-    if isinstance(config.model, FactorySettings):
-        module, colon, function = config.model.factory.partition(":")
-        if not (colon and function.isidentifier() and _is_dotted(module)):
-            raise ConfigError(
-                f"model.factory: got {shown(config.model.factory)}, wanted 'module:function'"
-            )
+    _check_data(config.data, table["data"], f"{place}data")
+    _check_model(config, f"{place}model")
     if config.log.nats is not None:
         if "@" in config.log.nats:  # The run's log holds the config, and is there to be shown.
             raise ConfigError(
                 "log.nats: holds a user or password, which the run's log would keep; give it with "
                 "--nats or in the environment (ESPER_NATS_CREDS, ESPER_NATS_NKEY)"
             )
-        check_nats_url(config.log.nats, "log.nats")
+        check_nats_url(config.log.nats, f"{place}log.nats")
+
+
+def _check_data(data: DataSettings, given: Mapping[str, object], place: str) -> None:
+    for key, owner in (("path", "fashion_mnist"), ("window", "characters")):
+        if key in given and data.name != owner:
+            raise ConfigError(f"{place}.{key}: {data.name!r} has none, only {owner!r} has")
+
+
+def _check_model(config: Config, place: str) -> None:
+    model, data = config.model, config.data.name
+    if isinstance(model, FactorySettings):
+        module, colon, function = model.factory.partition(":")
+        if not (colon and function.isidentifier() and _is_dotted(module)):
+            raise ConfigError(
+                f"{place}.factory: got {shown(model.factory)}, wanted 'module:function'"
+            )
+        return
+    kinds = _MODELS_FOR.get(data, ("mlp",))
+    if model.kind not in kinds:
+        wanted = " or ".join(map(repr, kinds))
+        raise ConfigError(f"{place}.kind: {model.kind!r} cannot learn {data!r}, wanted {wanted}")
+    if isinstance(model, TransformerSettings) and model.width % model.heads:
+        raise ConfigError(
+            f"{place}.heads: got {model.heads}, wanted a divisor of the width {model.width}"
+        )
 
 
 def check_nats_url(url: str, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper.tolaria.config import Config, FactorySettings
+from esper.tolaria.config import (
+    CnnSettings,
+    Config,
+    FactorySettings,
+    TransformerSettings,
+)
+from esper.tolaria.data import Splits
 from esper.tolaria.strict import ConfigError, clean, shown
+from esper.tolaria.transformer import Transformer
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -53,25 +61,90 @@ def mlp(
     return nn.Sequential(modules)
 
 
-def create(config: Config, features: int, classes: int) -> nn.Module:
-    """The host of a config for examples of ``features`` numbers and ``classes`` classes.
+def cnn(
+    channels: int,
+    side: int,
+    stages: Sequence[int],
+    classes: int,
+    *,
+    kernel: int = 3,
+    activation: str = "relu",
+    pooling: str = "max",
+    batchnorm: bool = False,
+) -> nn.Sequential:
+    """A convolutional network, float32 [batch, ``channels``, ``side``, ``side``] to logits.
+
+    Each stage is ``conv``, ``norm`` (where asked for), ``act`` and ``pool`` of its number, which
+    halves the side (rounding down); ``flatten`` and ``head`` end it. Initialised as torch does,
+    from torch's global generator.
+
+    Raises:
+        ConfigError: there are more stages than ``side`` can be halved.
+    """
+    left = side >> len(stages)
+    if left == 0:
+        raise ConfigError(
+            f"model.channels: got {len(stages)} stages, wanted at most {int(math.log2(side))} "
+            f"for images of {side} x {side}, which each stage halves"
+        )
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    width = channels
+    for number, units in enumerate(stages, start=1):
+        modules[f"conv{number}"] = nn.Conv2d(width, units, kernel, padding=kernel // 2)
+        if batchnorm:
+            modules[f"norm{number}"] = nn.BatchNorm2d(units)
+        modules[f"act{number}"] = ACTIVATIONS[activation]()
+        modules[f"pool{number}"] = nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
+        width = units
+    modules["flatten"] = nn.Flatten()
+    modules["head"] = nn.Linear(width * left * left, classes)
+    return nn.Sequential(modules)
+
+
+def create(config: Config, splits: Splits) -> nn.Module:
+    """The host of a config for the examples and classes of its data.
 
     Initialised from torch's global generator, which the caller has seeded. Raises ``ConfigError``
-    when a factory of the user's cannot be imported, fails, or returns no fitting module.
+    when the model does not fit the data, or a factory of the user's cannot be imported, fails, or
+    returns no fitting module.
     """
-    settings = config.model
-    if isinstance(settings, FactorySettings):
-        model = _from_factory(settings.factory, settings.arguments, config.directory)
-        _check_interface(model, features, classes)
-        return model
-    return mlp(
-        features,
+    settings, x = config.model, splits.train.x
+    match settings:
+        case FactorySettings():
+            model = _from_factory(settings.factory, settings.arguments, config.directory)
+            _check_interface(model, splits)
+            return model
+        case CnnSettings():
+            return cnn(
+                x.shape[1],
+                x.shape[2],
+                settings.channels,
+                splits.classes,
+                kernel=settings.kernel,
+                activation=settings.activation,
+                pooling=settings.pooling,
+                batchnorm=settings.batchnorm,
+            )
+        case TransformerSettings():
+            return Transformer(
+                x.shape[1],
+                splits.classes,
+                width=settings.width,
+                heads=settings.heads,
+                layers=settings.layers,
+                hidden=settings.hidden,
+                activation=ACTIVATIONS[settings.activation],
+                dropout=settings.dropout,
+            )
+    flat = mlp(
+        splits.features,
         settings.hidden,
-        classes,
+        splits.classes,
         activation=settings.activation,
         dropout=settings.dropout,
         batchnorm=settings.batchnorm,
     )
+    return flat if x.dim() == 2 else nn.Sequential(OrderedDict(flatten=nn.Flatten(), mlp=flat))
 
 
 def _from_factory(factory: str, arguments: Mapping[str, Any], directory: Path) -> nn.Module:
@@ -98,29 +171,31 @@ def _from_factory(factory: str, arguments: Mapping[str, Any], directory: Path) -
     return model
 
 
-def _check_interface(model: nn.Module, features: int, classes: int) -> None:
+def _check_interface(model: nn.Module, splits: Splits) -> None:
     """A module that cannot be trained on the data is refused before the first step."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "model.factory: the model has no parameters to train, wanted at least one"
         )
+    x, y = splits.train.x[:2], splits.train.y[:2]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            result = model(torch.zeros(2, features))
+            result = model(x)
     except Exception as error:
         raise ConfigError(
-            f"model.factory: the model fails on a batch of shape [2, {features}] ({_told(error)})"
+            f"model.factory: the model fails on a batch of shape {list(x.shape)} ({_told(error)})"
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-    if shape != (2, classes):
+    wanted = (*y.shape, splits.classes)
+    if shape != wanted:
         raise ConfigError(
-            f"model.factory: the model maps [2, {features}] to {shown(shape)}, "
-            f"wanted logits of shape (2, {classes})"
+            f"model.factory: the model maps {list(x.shape)} to {shown(shape)}, "
+            f"wanted logits of shape {wanted}"
         )
 
 

@@ -29,7 +29,8 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grown(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's end. Accuracies in percent of the test part; ``head`` and ``final_weights`` in hex.
+    """A run's end. Accuracies in percent of the test part, losses its mean cross-entropy in nats;
+    ``data`` names the data set; ``head`` and ``final_weights`` in hex.
 
     ``behind`` counts the segments that the server still lacks. ``log_failure`` tells why the log
     holds no more than it does; it is empty for a whole one.
@@ -44,6 +45,7 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     steps: int
     test_accuracy: float
+    test_loss: float
     parameters: int
     behind: int = 0
     log_failure: str = ""
@@ -54,9 +56,8 @@ class Outcome(Grown, frozen=True, kw_only=True):
     steps, ``static`` ones of the grown shape trained from the start."""
 
     control_accuracy: float
-    static_accuracy: float
-    test_loss: float
     control_loss: float
+    static_accuracy: float
     static_loss: float
     control_parameters: int
     static_parameters: int

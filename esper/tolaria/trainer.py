@@ -66,8 +66,10 @@ def train(
         static, static_size = _control(config, splits, seed, observer, name, fossils)
     return Outcome(
         **msgspec.structs.asdict(grown),
-        control_accuracy=control,
-        static_accuracy=static,
+        control_accuracy=control.accuracy,
+        control_loss=control.loss,
+        static_accuracy=static.accuracy,
+        static_loss=static.loss,
         control_parameters=control_size,
         static_parameters=static_size,
     )
@@ -129,8 +131,9 @@ def _grow(
     with growth:
         observer.part("grown", config.run.steps)
         _fit(config, splits, model, optimizer, seed, observer, watcher)
-        summary = growth.close(figures=lambda: {"test_accuracy": accuracy(model, splits.test)})
+        summary = growth.close(figures=lambda: _figures(evaluate(model, splits.test)))
     watcher.tell()
+    score = evaluate(model, splits.test)
     grown = Grown(
         run=growth.run,
         run_dir=str(run_dir),
@@ -138,8 +141,10 @@ def _grow(
         segments=summary.segments,
         head=summary.head,
         final_weights=model_digest(model),
+        data=config.data.name,
         steps=config.run.steps,
-        test_accuracy=accuracy(model, splits.test),
+        test_accuracy=score.accuracy,
+        test_loss=score.loss,
         parameters=_size(model),
         behind=summary.behind,
         log_failure="" if growth.log.failure is None else str(growth.log.failure),

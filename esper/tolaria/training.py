@@ -4,7 +4,7 @@ two that it is compared with."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from esper.tolaria.config import OptimizerSettings
 from esper.tolaria.data import Part
 
 Batch = tuple[Tensor, Tensor]
+
+EVALUATION_BATCH = 500
+"""Examples evaluated at once, so that memory does not grow with the part."""
 
 
 def batches_of(part: Part, size: int) -> list[Batch]:
@@ -49,20 +52,32 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 
 def classification_loss(model: nn.Module) -> Callable[[Batch], Tensor]:
-    """Mean cross-entropy of ``model``'s logits on a batch of examples and classes."""
+    """Mean cross-entropy, in nats, of ``model``'s logits on a batch of examples and classes, over
+    all positions where an example has a class at each."""
 
     def loss_fn(batch: Batch) -> Tensor:
         x, y = batch
-        return functional.cross_entropy(model(x), y)
+        return functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
 
     return loss_fn
 
 
-def accuracy(model: nn.Module, part: Part) -> float:
-    """Percent of the part that ``model`` classifies rightly, in evaluation mode."""
+class Score(NamedTuple):
+    """``accuracy`` in percent; ``loss`` the mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(model: nn.Module, part: Part) -> Score:
+    """How well ``model`` predicts the classes of the part, in evaluation mode."""
+    right, loss = 0, 0.0
     with evaluating(model):
-        right = int((model(part.x).argmax(dim=1) == part.y).sum())
-    return 100.0 * right / len(part.y)
+        for x, y in batches_of(part, EVALUATION_BATCH):
+            logits, classes = model(x).flatten(0, -2), y.flatten()
+            right += int((logits.argmax(dim=-1) == classes).sum())
+            loss += float(functional.cross_entropy(logits, classes, reduction="sum"))
+    return Score(100.0 * right / part.y.numel(), loss / part.y.numel())
 
 
 def train_steps(

@@ -210,7 +210,11 @@ def outcome(**changes: object) -> Outcome:
         "segments": 93,
         "head": "5b" * 32,
         "final_weights": "cf" * 32,
+        "data": "digits",
         "steps": 4000,
+        "test_loss": 0.15,
+        "control_loss": 0.25,
+        "static_loss": 0.125,
         "test_accuracy": 95.749998,
         "control_accuracy": 91.25,
         "static_accuracy": 96.25,
@@ -238,6 +242,14 @@ def test_the_summary_compares_and_says_what_to_type_next() -> None:
     assert "next: esper verify 'runs/my run'\n" in text
     assert "repair" not in text
     assert "211 events in 93 segments, head 5b5b5b5b5b5b5b5b" in text
+
+
+def test_the_summary_of_a_text_counts_in_bits() -> None:
+    losses = {"test_loss": 1.0, "control_loss": 1.25, "static_loss": 0.875}
+    text = summary(outcome(data="characters", **losses))
+    rows = [line.split() for line in text.splitlines() if line.endswith("%")]
+    assert [line[-3] for line in rows] == ["1.803", "1.443", "1.262"]
+    assert "changed the bits per character by -0.361 against the host alone, +0.180" in text
 
 
 def test_the_summary_of_a_run_that_did_not_grow_says_so() -> None:

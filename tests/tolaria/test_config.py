@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.tolaria.config import (
+    CnnSettings,
     Config,
     ConfigError,
     FactorySettings,
     MlpSettings,
+    TransformerSettings,
     parse,
     read,
     with_seed,
@@ -20,6 +22,11 @@ from esper.tolaria.config import (
 
 HEAD = '[run]\nsteps = 10\n[data]\nname = "digits"\n'
 GOOD = HEAD + "[model]\nhidden = [8, 8]\n"
+IMAGES = HEAD.replace("digits", "fashion_mnist")
+TEXT = HEAD.replace("digits", "characters")
+CNN = '[model]\nkind = "cnn"\nchannels = [4]\n'
+TRANSFORMER = '[model]\nkind = "transformer"\nwidth = 8\nlayers = 1\n'
+QUICK = HEAD.replace("[run]", "[run]\nquick = true") + "[model]\nhidden = [8, 8]\n"
 
 
 def parsed(text: str) -> Config:
@@ -80,10 +87,24 @@ def test_every_section_can_be_set() -> None:
         (HEAD + "[model]\nhidden = 8", "model.hidden: got 8, wanted a list"),
         (HEAD + "[model]\nhidden = [8, 0]", "model.hidden[1]: got 0, wanted a whole number from 1"),
         (HEAD + "[model]\nhiddn = [8]", "model.hiddn: unknown key, did you mean 'hidden'?"),
-        (HEAD + '[model]\nkind = "cnn"\nhidden = []', "model.kind: got 'cnn', wanted 'mlp'"),
+        (
+            HEAD + '[model]\nkind = "rnn"\nhidden = []',
+            "model.kind: got 'rnn', wanted one of 'cnn', 'mlp'",
+        ),
         (HEAD + '[model]\nfactory = "x"', "model.factory: got 'x', wanted 'module:function'"),
         (HEAD + '[model]\nfactory = "x:y"\nhidden = [8]', "model.hidden: unknown key"),
         (HEAD + '[model]\nfactory = "x:y"\nkind = "mlp"', "model.kind: got a model.factory too"),
+        (HEAD + CNN, "model.kind: 'cnn' cannot learn 'digits', wanted 'mlp'"),
+        (IMAGES + "[model]\nhidden = []\nchannels = [4]", "model.channels: unknown key"),
+        (IMAGES + CNN + "kernel = 2", "model.kernel: got 2, wanted one of 1, 3, 5, 7"),
+        (IMAGES + '[model]\nkind = "cnn"\nchannels = []', "model.channels: got [], wanted a list"),
+        (IMAGES + '[model]\nkind = "transformer"', "model.width: missing, wanted a whole number"),
+        (TEXT + CNN, "model.kind: 'cnn' cannot learn 'characters', wanted 'transformer'"),
+        (TEXT + TRANSFORMER + "heads = 3", "model.heads: got 3, wanted a divisor of the width 8"),
+        (TEXT + "window = 1", "data.window: got 1, wanted a whole number from 2 to 1,024"),
+        (TEXT + 'path = "x"\n' + TRANSFORMER, "data.path: 'characters' has none, only 'fashion"),
+        (IMAGES + "window = 8\n" + CNN, "data.window: 'fashion_mnist' has none, only 'characters'"),
+        (IMAGES + "examples = 1", "data.examples: got 1, wanted a whole number from 2"),
         ("[run]\nsteps = 0", "run.steps: got 0, wanted a whole number from 1"),
         ("[run]\nsteps = 1.0", "run.steps: got 1.0, wanted a whole number"),
         ("[run]\nsteps = " + "9" * 4000, "run.steps: got 9999"),
@@ -97,6 +118,53 @@ def test_each_mistake_gets_one_line_that_names_the_key(text: str, line: str) -> 
         parsed(text)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+def test_quick_values_take_the_place_of_the_others_where_asked_for() -> None:
+    tail = "[quick.run]\nsteps = 3\n[quick.data]\nexamples = 50\n[quick.growth]\nlead = 7\n"
+    slow, quick = parsed(GOOD + tail), parsed(QUICK + tail)
+    assert (slow.run.steps, slow.data.examples, slow.growth.lead) == (10, None, 20)
+    assert (quick.run.steps, quick.data.examples, quick.growth.lead) == (3, 50, 7)
+    assert quick.model == slow.model
+    assert parsed(quick.text) == quick
+
+
+@pytest.mark.parametrize("head", [GOOD, QUICK])
+@pytest.mark.parametrize(
+    ("tail", "line"),
+    [
+        ("[quick.run]\nstep = 3", "quick.run.step: unknown key, did you mean 'steps'?"),
+        ("[quick.run]\nsteps = 0", "quick.run.steps: got 0, wanted a whole number from 1"),
+        ("[quick.runs]\nsteps = 3", "quick.runs: unknown key, did you mean 'run'?"),
+        ("[quick]\nrun = 3", "quick.run: got 3, wanted a table, [quick.run]"),
+        ("[[quick]]\nsteps = 3", "quick: got [{'steps': 3}], wanted tables such as [quick.run]"),
+        ("[quick.run]\nquick = false", "quick.run.quick: stands in [run] alone"),
+        ("[quick.model]\nhidden = [0]", "quick.model.hidden[0]: got 0, wanted a whole number"),
+        ('[quick.model]\nkind = "cnn"', "quick.model.hidden: unknown key"),
+        ("[quick.optimizer]\nmomentum = 0.5", "quick.optimizer.momentum: 'adam' has none"),
+        ('[quick.growth]\nblueprints = ["wide"]', "quick.growth.blueprints: unknown name 'wide'"),
+        ("[quick.data]\nwindow = 8", "quick.data.window: 'digits' has none"),
+    ],
+)
+def test_quick_values_are_checked_in_any_case(head: str, tail: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parsed(head + tail)
+    assert str(error.value).startswith(line)
+
+
+def test_quick_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"run\.quick: true, but there is no \[quick\.run\]"):
+        parsed(QUICK)
+
+
+def test_a_cnn_and_a_transformer_can_be_set() -> None:
+    cnn = parsed(IMAGES + "examples = 500\n" + CNN + 'kernel = 5\npooling = "average"').model
+    assert cnn == CnnSettings(kind="cnn", channels=(4,), kernel=5, pooling="average")
+    text = parsed(TEXT + "window = 32\n" + TRANSFORMER + "heads = 2\nhidden = 12")
+    assert text.data.window == 32
+    assert text.model == TransformerSettings(
+        kind="transformer", width=8, layers=1, heads=2, hidden=12
+    )
 
 
 @given(st.text(max_size=300) | st.text(max_size=60).map(lambda tail: GOOD + tail))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from esper.tolaria.data import NAMES, load
+from esper.tolaria.config import DataSettings
+from esper.tolaria.data import NAMES, Splits
+from esper.tolaria.data import load as load_chosen
 
 SIZES = {
     "digits": ((797, 250, 350, 400), 64),
@@ -17,7 +19,11 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+def load(name: str, **chosen: object) -> Splits:
+    return load_chosen(DataSettings(name=name, **chosen))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_parts_are_fixed_typed_and_share_no_row(name: str) -> None:
     splits = load(name)
     sizes, features = SIZES[name]
@@ -30,11 +36,7 @@ def test_parts_are_fixed_typed_and_share_no_row(name: str) -> None:
         assert set(part.y.tolist()) == set(range(splits.classes))
     rows = [row.numpy().tobytes() for part in parts for row in part.x]
     assert len(set(rows)) == len(rows)
-    again = load(name)
-    assert all(
-        torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
-        for a, b in zip(parts, (again.train, again.probe, again.confirm, again.test), strict=True)
-    )
+    assert load(name).digest() == splits.digest()
 
 
 def test_shuffling_moves_every_signal_alike() -> None:
@@ -60,6 +62,20 @@ def test_loading_leaves_random_state_alone() -> None:
     assert (random.random(), np.random.random(), torch.rand(1)) == expected
 
 
-def test_an_unknown_name_says_what_there_is() -> None:
-    with pytest.raises(ValueError, match="wanted one of digits, mnist1d"):
-        load("cifar")
+def test_the_digest_tells_any_two_data_sets_apart() -> None:
+    plain = load("digits")
+    moved = Splits(plain.probe, plain.train, plain.confirm, plain.test, classes=10)
+    digests = {plain.digest(), moved.digest(), load("digits", examples=700).digest()}
+    digests |= {load(name).digest() for name in ("mnist1d", "mnist1d_shuffled")}
+    assert len(digests) == 5
+
+
+def test_examples_shorten_the_training_part_alone() -> None:
+    whole, short = load("digits"), load("digits", examples=100)
+    assert torch.equal(short.train.x, whole.train.x[:100])
+    assert len(short.test.y) == len(whole.test.y)
+    assert len(load("digits", examples=10_000).train.y) == 797
+
+
+def test_a_config_can_name_every_data_set() -> None:
+    assert set(NAMES) == {*SIZES, "fashion_mnist", "characters"}

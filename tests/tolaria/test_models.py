@@ -1,4 +1,4 @@
-"""Hosts made from a config, factories of the user's own included."""
+"""Hosts made from a config and its data, factories of the user's own included."""
 
 from __future__ import annotations
 
@@ -11,17 +11,32 @@ import torch
 from torch import nn
 
 from esper.tolaria.config import ConfigError, parse
-from esper.tolaria.models import create, mlp
+from esper.tolaria.data import Part, Splits
+from esper.tolaria.models import cnn, create, mlp
+from esper.tolaria.training import classification_loss, evaluate
+from esper.tolaria.transformer import Transformer
 
 HEAD = '[run]\nsteps = 10\n[data]\nname = "digits"\n[model]\n'
+IMAGES = HEAD.replace("digits", "fashion_mnist")
+TEXT = HEAD.replace("digits", "characters")
 _numbers = itertools.count()
+
+
+def splits_of(x: torch.Tensor, y: torch.Tensor, classes: int = 10) -> Splits:
+    part = Part(x, y)
+    return Splits(part, part, part, part, classes)
+
+
+FLAT = splits_of(torch.zeros(3, 64), torch.zeros(3, dtype=torch.int64))
+PLANES = splits_of(torch.zeros(3, 1, 28, 28), torch.zeros(3, dtype=torch.int64))
+TOKENS = splits_of(*torch.zeros(2, 3, 16, dtype=torch.int64), classes=20)
 
 
 def factory_model(directory: Path, code: str, arguments: str = "") -> nn.Module:
     """The host of a config whose factory is ``make`` in a module with ``code``."""
     name = f"esper_test_factory_{next(_numbers)}"
     (directory / f"{name}.py").write_text("from torch import nn\nimport torch\n" + code)
-    return create(parse(f'{HEAD}factory = "{name}:make"\n{arguments}', directory), 64, 10)
+    return create(parse(f'{HEAD}factory = "{name}:make"\n{arguments}', directory), FLAT)
 
 
 def test_an_mlp_has_named_layers_and_the_asked_parts() -> None:
@@ -42,7 +57,7 @@ def test_an_mlp_has_named_layers_and_the_asked_parts() -> None:
 
 
 def test_a_config_makes_its_mlp() -> None:
-    model = create(parse(HEAD + "hidden = [8, 8]", Path()), 64, 10)
+    model = create(parse(HEAD + "hidden = [8, 8]", Path()), FLAT)
     assert sum(p.numel() for p in model.parameters()) == 682
 
 
@@ -94,4 +109,65 @@ def test_a_missing_module_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"model\.factory: importing 'no_such_module_here' failed"
     ):
-        create(config, 64, 10)
+        create(config, FLAT)
+
+
+def test_a_cnn_has_named_stages_that_halve_the_image() -> None:
+    model = cnn(1, 28, [2, 4], 10, kernel=5, pooling="average", batchnorm=True)
+    stage = ("conv", "norm", "act", "pool")
+    names = [f"{name}{number}" for number in (1, 2) for name in stage]
+    assert [name for name, _ in model.named_children()] == [*names, "flatten", "head"]
+    assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+    assert model[:8](torch.zeros(3, 1, 28, 28)).shape == (3, 4, 7, 7)
+
+
+def test_images_go_to_a_cnn_or_flat_to_an_mlp() -> None:
+    for text in ('kind = "cnn"\nchannels = [2, 4]', "hidden = [8]"):
+        model = create(parse(IMAGES + text, Path()), PLANES)
+        assert model(PLANES.train.x).shape == (3, 10)
+
+
+def test_more_stages_than_an_image_has_halves_are_refused() -> None:
+    config = parse(IMAGES + 'kind = "cnn"\nchannels = [1, 1, 1, 1, 1]', Path())
+    with pytest.raises(ConfigError, match=r"model\.channels: got 5 stages, wanted at most 4"):
+        create(config, PLANES)
+
+
+def test_no_position_of_the_transformer_sees_a_later_one() -> None:
+    torch.manual_seed(0)
+    text = 'kind = "transformer"\nwidth = 8\nlayers = 2\nheads = 2'
+    model = create(parse(TEXT + text, Path()), TOKENS)
+    x = torch.randint(20, (5, 16))
+    for position in (1, 7, 15):
+        changed = x.clone()
+        changed[:, position:] = (changed[:, position:] + 1) % 20
+        before, after = model(x), model(changed)
+        assert torch.equal(before[:, :position], after[:, :position])
+        assert not torch.equal(before[:, position], after[:, position])
+
+
+def test_the_transformer_learns_what_an_earlier_position_tells() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(8, (64, 12))
+    y = torch.cat([x[:, :1], x[:, :-1]], dim=1)  # the token before
+    model = Transformer(12, 8, width=16, heads=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        classification_loss(model)((x, y)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert evaluate(model, Part(x, y)).accuracy > 90.0
+
+
+def test_a_score_counts_every_position_whatever_the_batches() -> None:
+    torch.manual_seed(0)
+    model = Transformer(6, 5, width=4)
+    part = Part(torch.randint(5, (1203, 6)), torch.randint(5, (1203, 6)))
+    score = evaluate(model, part)
+    with torch.no_grad():
+        logits = model(part.x).double()
+    right = (logits.argmax(-1) == part.y).double().mean()
+    loss = -logits.log_softmax(-1).gather(-1, part.y[..., None]).mean()
+    assert score.accuracy == pytest.approx(100.0 * float(right))
+    assert score.loss == pytest.approx(float(loss), rel=1e-5)
+    assert classification_loss(model)(part).item() == pytest.approx(float(loss), rel=1e-5)

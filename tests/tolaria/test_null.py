@@ -10,6 +10,7 @@ from esper.blueprints.library import LIBRARY
 from esper.kasmina.isolation import seed_everything
 from esper.log.event_log import EventLog
 from esper.log.memory import MemoryStore
+from esper.tolaria.config import DataSettings
 from esper.tolaria.data import load
 from esper.tolaria.growth import Growth
 from esper.tolaria.models import mlp
@@ -37,7 +38,7 @@ def test_frozen_random_seeds_do_not_survive_the_fork_gate(task: str) -> None:
 
 
 def test_the_same_gate_opens_for_a_seed_that_helps() -> None:
-    splits = load("digits")
+    splits = load(DataSettings(name="digits"))
     seed_everything(0)
     model = mlp(splits.features, (4,), splits.classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -149,7 +149,10 @@ def test_a_run_grows_is_compared_and_is_whole_on_the_record(
     assert ended.outcome == "completed"
     assert ended.final_weights == outcome.final_weights
     assert ended.lattice == fold_all(records[:-1]).digest()
-    assert ended.figures == {"test_accuracy": outcome.test_accuracy}
+    assert ended.figures == {
+        "test_accuracy": outcome.test_accuracy,
+        "test_loss": outcome.test_loss,
+    }
 
     report = verify_path(tmp_path / "one", workspace.key().public)
     assert (report.ok, report.events) == (True, outcome.events)
@@ -163,7 +166,7 @@ def test_a_run_grows_is_compared_and_is_whole_on_the_record(
     again, records_again = run(tmp_path / "two")
     assert again.final_weights == outcome.final_weights
     assert story(records_again) == story(records)
-    for name in ("test_accuracy", "control_accuracy", "static_accuracy", "parameters"):
+    for name in ("test_accuracy", "test_loss", "control_loss", "static_loss", "parameters"):
         assert getattr(again, name) == getattr(outcome, name)
 
 
