@@ -6,33 +6,13 @@ state of torch is left as it was, so that a seed's birth is invisible to its hos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from esper.blueprints import ir, operations
 from esper.blueprints.ir import Blueprint, BlueprintError
 from esper.blueprints.shapes import Step, entry, plan
-
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a slot hands to a seed and wants back.
-
-    Shapes are per example, without the batch dimension; ``in_axis`` and ``out_axis`` name the
-    feature dimension in them, counted from 0. ``dtype`` and ``device`` are those of the seed's
-    parameters.
-    """
-
-    in_shape: tuple[int, ...]
-    in_axis: int
-    out_shape: tuple[int, ...]
-    out_axis: int
-    dtype: torch.dtype = torch.float32
-    device: torch.device = _CPU
+from esper.kasmina.signature import Signature
 
 
 def applies(blueprint: Blueprint, signature: Signature) -> str | None:

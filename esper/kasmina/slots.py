@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from esper.kasmina.errors import SlotError
 from esper.kasmina.isolation import HostGuard, uncompiled
+from esper.kasmina.signature import Signature
 
 FEATURE_AXES: dict[type[nn.Module], int] = {
     nn.Linear: -1,
@@ -38,24 +39,18 @@ MAX_SPAN = 3
 """A span reaches over at most so many slot modules."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A place where a seed can live.
+@dataclass(frozen=True, kw_only=True)
+class Slot(Signature):
+    """A place where a seed can live: from the input of ``start`` to the output of ``end``.
 
-    Shapes are per example (no batch dimension) and axes count in them: for a ``Linear`` on
-    ``[batch, 64]`` the shape is ``(64,)`` and the axis 0.
+    ``source`` tells what the seed reads: the host's activation at ``end``, or the input of
+    ``start``.
     """
 
     id: str
     source: Literal["output", "span"]
     start: str
     end: str
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    in_axis: int
-    out_axis: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -205,16 +200,16 @@ def _output_slots(names: list[str], modules: dict[str, nn.Module], trace: _Trace
         shape, axis = tuple(output.shape[1:]), _axis(modules[name], output.dim())
         slots.append(
             Slot(
-                name,
-                "output",
-                name,
-                name,
-                shape,
-                shape,
-                axis,
-                axis,
-                output.dtype,
-                output.device,
+                id=name,
+                source="output",
+                start=name,
+                end=name,
+                in_shape=shape,
+                out_shape=shape,
+                in_axis=axis,
+                out_axis=axis,
+                dtype=output.dtype,
+                device=output.device,
             )
         )
     return slots

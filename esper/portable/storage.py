@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esper.blueprints.build import Signature, build, parameter_count
+from esper.blueprints.build import build, parameter_count
 from esper.blueprints.ir import BlueprintError, from_bytes
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.graft import GraftedSeed, GraftPoint, detach
@@ -96,13 +96,10 @@ def _install(model: nn.Module, record: GrowthRecord, grown: GrownState) -> None:
     modules = [_module_at(model, path, origin) for path in (record.start, record.end)]
     device = next((p.device for p in modules[1].parameters()), torch.device("cpu"))
     slot = record.slot_on(device)
-    signature = Signature(
-        slot.in_shape, slot.in_axis, slot.out_shape, slot.out_axis, slot.dtype, device
-    )
     try:
         blueprint = from_bytes(record.blueprint.encode())
-        dtype = _dtype_of(record, parameter_count(blueprint, signature), grown)
-        body = build(blueprint, signature, torch.Generator()).to(dtype)
+        dtype = _dtype_of(record, parameter_count(blueprint, slot), grown)
+        body = build(blueprint, slot, torch.Generator()).to(dtype)
     except BlueprintError as error:
         raise StateError(f"{origin}: seed {record.seed} in slot {slot.id}: {error}") from None
     body.train(modules[1].training)

@@ -28,7 +28,7 @@ from esper.tolaria.heldout import HeldOut
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
-from esper.tolaria.trials import Trial, new_seed, signature_of, train_in_shadow
+from esper.tolaria.trials import Trial, new_seed, train_in_shadow
 from esper.tolaria.watch import Watch
 from esper_events.events import PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
@@ -207,7 +207,7 @@ class Engine:
             known = ", ".join(self._library)
             raise ValueError(f"the controller names blueprint {name!r}, wanted one of {known}")
         place, blueprint = self.lattice.map.slots[slot], self._library[name]
-        obstacle = applies(blueprint, signature_of(place))
+        obstacle = applies(blueprint, place)
         if blueprint.source != place.source:
             obstacle = f"it reads {blueprint.source}, the slot gives {place.source}"
         if obstacle is not None:

@@ -20,7 +20,6 @@ from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import LossFunction, scalar_loss, shadow_step
 from esper.kasmina.slots import Slot, find_slots
-from esper.tolaria.trials import signature_of
 
 _NOISE = 0x5EED
 
@@ -142,11 +141,10 @@ def _try_slot(
 
 def _fitting(slot: Slot) -> Blueprint | None:
     """The first blueprint of the library that could germinate in ``slot``."""
-    signature = signature_of(slot)
     fitting = (
         blueprint
         for blueprint in LIBRARY.values()
-        if blueprint.source == slot.source and applies(blueprint, signature) is None
+        if blueprint.source == slot.source and applies(blueprint, slot) is None
     )
     return next(fitting, None)
 
@@ -154,7 +152,7 @@ def _fitting(slot: Slot) -> Blueprint | None:
 def _noisy_seed(slot: Slot, blueprint: Blueprint) -> Seed:
     """A seed that has something to say: a fresh one adds zeros, which hides nothing."""
     generator = torch.Generator().manual_seed(_NOISE)
-    body = build(blueprint, signature_of(slot), generator)
+    body = build(blueprint, slot, generator)
     with torch.no_grad():
         for parameter in body.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

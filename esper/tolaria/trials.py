@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from esper.blueprints.build import Signature, applies, build, parameter_count
+from esper.blueprints.build import applies, build, parameter_count
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.lattice import Lattice
@@ -51,22 +51,10 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def signature_of(slot: Slot) -> Signature:
-    """What a blueprint must fit to live in ``slot``."""
-    return Signature(
-        in_shape=slot.in_shape,
-        in_axis=slot.in_axis,
-        out_shape=slot.out_shape,
-        out_axis=slot.out_axis,
-        dtype=slot.dtype,
-        device=slot.device,
-    )
-
-
 def new_seed(number: int, slot: Slot, blueprint: Blueprint, run_seed: int) -> Seed:
     """Build seed ``number``; its tensors depend on the run's seed and its number alone."""
     generator = torch.Generator().manual_seed(derived_seed(run_seed, "seed", number))
-    body = build(blueprint, signature_of(slot), generator)
+    body = build(blueprint, slot, generator)
     recipe = blueprint.canonical()
     return Seed(id=number, slot=slot, blueprint=blueprint.id, body=body, recipe=recipe)
 
@@ -124,11 +112,10 @@ def candidates(
     for slot in lattice.map.slots.values():
         if lattice.occupied(slot.id):
             continue
-        signature = signature_of(slot)
         for blueprint in library:
-            if blueprint.source != slot.source or applies(blueprint, signature) is not None:
+            if blueprint.source != slot.source or applies(blueprint, slot) is not None:
                 continue
-            count = parameter_count(blueprint, signature)
+            count = parameter_count(blueprint, slot)
             if count <= budget_left:
                 found.append(Candidate(slot.id, blueprint.name, count))
     return tuple(found)

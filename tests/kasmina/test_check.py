@@ -13,7 +13,6 @@ from esper.kasmina.check import contract_violations, reachable_leaves
 from esper.kasmina.isolation import HostGuard
 from esper.kasmina.seed import Seed
 from esper.kasmina.slots import find_slots
-from esper.tolaria.trials import signature_of
 from support.hosts import (
     HOSTS,
     Checkpointed,
@@ -72,11 +71,10 @@ def test_every_library_blueprint_keeps_the_contract_in_every_slot(name: str) -> 
     batch, tried = (x, torch.randint(3, (len(x),))), set()
     before = bits(model)
     for slot in find_slots(model, lambda: model(x)).slots.values():
-        signature = signature_of(slot)
         for blueprint in LIBRARY.values():
-            if blueprint.source != slot.source or applies(blueprint, signature) is not None:
+            if blueprint.source != slot.source or applies(blueprint, slot) is not None:
                 continue
-            body = build(blueprint, signature, torch.Generator().manual_seed(1))
+            body = build(blueprint, slot, torch.Generator().manual_seed(1))
             seed = Seed(0, slot, blueprint.id, body)
             assert contract_violations(model, seed, classify(model), batch) == []
             tried.add(blueprint.name)
@@ -206,7 +204,7 @@ def test_an_autocast_host_passes() -> None:
     for slot in ("0", "0..4"):
         body = build(
             LIBRARY["low_rank" if slot == "0" else "widen"],
-            signature_of(slots[slot]),
+            slots[slot],
             torch.Generator().manual_seed(1),
         )
         assert contract_violations(model, Seed(0, slots[slot], "test", body), loss_fn, batch) == []

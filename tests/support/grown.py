@@ -12,7 +12,7 @@ from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
 from esper.kasmina.lattice import install_fossil
 from esper.kasmina.slots import Slot, find_slots
-from esper.tolaria.trials import new_seed, signature_of
+from esper.tolaria.trials import new_seed
 
 
 def slots_of(model: nn.Module, x: Tensor) -> dict[str, Slot]:
@@ -22,10 +22,7 @@ def slots_of(model: nn.Module, x: Tensor) -> dict[str, Slot]:
 
 def fitting(slot: Slot) -> list[Blueprint]:
     """Blueprints of the library that fit ``slot``."""
-    signature = signature_of(slot)
-    return [
-        b for b in LIBRARY.values() if b.source == slot.source and applies(b, signature) is None
-    ]
+    return [b for b in LIBRARY.values() if b.source == slot.source and applies(b, slot) is None]
 
 
 def grow(model: nn.Module, x: Tensor, *growth: tuple[str, str]) -> nn.Module:
