@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -83,6 +83,8 @@ class Growth:
         ack: whose acknowledgement a change waits for.
         seed: of everything random in growth.
         config: the text that describes this run in its log.
+        facts: named texts that join the platform there: what else must be the same for the same
+            bits, such as a digest of the data.
         log: an open log to write to, in place of ``run_dir``, ``workspace``, ``nats`` and
             ``ack``; :meth:`close` closes it.
         rerun: the run directory or exported file of a run that is to be trained again: its logged
@@ -118,6 +120,7 @@ class Growth:
         ack: Literal["journal", "jetstream"] = "journal",
         seed: int = 0,
         config: str | None = None,
+        facts: Mapping[str, str] | None = None,
         log: EventLog | None = None,
         rerun: str | Path | LoggedRun | None = None,
         resume: bool = False,
@@ -145,7 +148,7 @@ class Growth:
         self.log: EventLog | CatchUpLog = log or open_log(run_dir, workspace, nats, ack, resume)
         self.run = self.log.log_id
         try:
-            self.log.append(self._started(config))
+            self.log.append(self._started(config, facts or {}))
             if parts is not None:
                 self._begin(parts)
         except BaseException as error:
@@ -330,7 +333,7 @@ class Growth:
             self._seed,
         )
 
-    def _started(self, config: str | None) -> RunStarted:
+    def _started(self, config: str | None, facts: Mapping[str, str]) -> RunStarted:
         text = msgspec.json.encode(self.settings).decode() if config is None else config
         return RunStarted(
             time=time.time(),
@@ -340,7 +343,7 @@ class Growth:
             config=text,
             seed=self._seed,
             version=__version__,
-            platform=describe_platform(),
+            platform={**describe_platform(), **facts},
         )
 
     def _compare(self, folded: LatticeState) -> None:

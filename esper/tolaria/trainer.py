@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from esper.kasmina.digest import model_digest
 from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import install_fossil
+from esper.log.run import logged_start
+from esper.tolaria.catch_up import CatchUpError
 from esper.tolaria.config import Config, ConfigError, parse
 from esper.tolaria.data import Splits, load
 from esper.tolaria.growth import Growth
@@ -30,12 +33,15 @@ from esper.tolaria.training import (
     train_steps,
 )
 from esper.tolaria.trials import Trial, derived_seed, new_seed
-from esper_events.events import Figures
+from esper_events.events import Figures, RunStarted
 
 PROBE_BATCH = 16
 """Held-out batches are this small so that a paired test has many pairs."""
 
 REPORT_EVERY = 25
+
+DATA = "data"
+"""The name under which a log keeps the digest of the run's data."""
 
 
 def train(
@@ -52,8 +58,7 @@ def train(
     A host that has not grown is its own grown shape, and is not trained a third time.
 
     Raises:
-        ConfigError: the model of the config cannot be made.
-        LogError: the log cannot be opened.
+        ConfigError, LogError, CatchUpError: see there.
     """
     splits = load(config.data, config.directory)
     grown, fossils = _grow(
@@ -90,8 +95,9 @@ def grow(
     the run there goes on that was killed, with the config and seed of its log.
 
     Raises:
-        ConfigError: the model of the config cannot be made.
+        ConfigError: the model of the config cannot be made, or its data is missing.
         LogError: the log cannot be opened.
+        CatchUpError: the run to be resumed does something else now, or had other data.
     """
     splits = load(config.data, config.directory)
     grown, _ = _grow(
@@ -112,6 +118,8 @@ def _grow(
 ) -> tuple[Grown, list[Trial]]:
     """What :func:`grow` does, and what has grown, oldest first."""
     torch.set_num_threads(config.run.threads)
+    if resume:
+        _refuse_other_data(logged_start(run_dir), config, splits)
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
     growth = _growth(
@@ -125,6 +133,7 @@ def _grow(
         ack=config.log.ack,
         seed=seed,
         config=config.text,
+        facts={DATA: splits.digest()},
         resume=resume,
     )
     watcher = _Watcher(growth, observer)
@@ -158,7 +167,8 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
     ``directory`` is searched for a model factory of the config's.
 
     Raises:
-        RerunError: the log holds no config of ``esper train``, or ends before ``to``.
+        RerunError: the log holds no config of ``esper train``, ends before ``to``, or is of a
+            run on other data.
         ConfigError: the model of the config cannot be made.
     """
     try:
@@ -173,6 +183,7 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
         raise RerunError(f"got step {steps}, wanted one from 1 to {logged.steps}")
     torch.set_num_threads(config.run.threads)
     splits = load(config.data, config.directory)
+    _refuse_other_data(logged.started, config, splits)
     seed = logged.started.seed
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
@@ -185,6 +196,18 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
         watcher = _Watcher(growth, observer)
         _fit(shortened, splits, model, optimizer, seed, observer, watcher)
         return growth.rerun_report()
+
+
+def _refuse_other_data(started: RunStarted, config: Config, splits: Splits) -> None:
+    """Raise ``CatchUpError`` when the run began with other data than there is here."""
+    logged, here = started.platform.get(DATA), splits.digest()
+    if logged not in (None, here):
+        versions = f"{started.platform.get('python', 'unknown')} then, {python_version()} now"
+        raise CatchUpError(
+            f"the data set {config.data.name!r} is not the one that the run began with: its digest "
+            f"is {here[:12]}, the log says {logged[:12]} (Python {versions}); wanted the same "
+            "files, and the same versions of the packages that the data comes with"
+        )
 
 
 def _host(config: Config, splits: Splits, seed: int) -> nn.Module:
