@@ -89,6 +89,27 @@ class Depthwise(_Data, frozen=True, tag_field="op", tag="depthwise"):
     trainable: bool = True
 
 
+class CausalDepthwise(_Data, frozen=True, tag_field="op", tag="causal_depthwise"):
+    """Convolution of each channel of a signal by itself that sees a position and the
+    ``kernel - 1`` before it, never one behind it; padded at the front, so the length stays."""
+
+    x: Index
+    kernel: Window
+    init: Init = "kaiming"
+    trainable: bool = True
+
+
+class Attention(_Data, frozen=True, tag_field="op", tag="attention"):
+    """Self-attention of all positions of a signal or grid, with learned positions.
+
+    With ``x + p``, ``p`` the learned positions, each of the ``heads`` gives
+    ``softmax(q k' / sqrt(d)) v`` (Vaswani et al. 2017); an affine map joins them.
+    """
+
+    x: Index
+    heads: Window
+
+
 class Activation(_Data, frozen=True, tag_field="op", tag="activation"):
     """A function of each element."""
 
@@ -131,6 +152,14 @@ class Reinterpret(_Data, frozen=True, tag_field="op", tag="reinterpret"):
     to: Literal["signal", "grid", "features"]
 
 
+class Tokens(_Data, frozen=True, tag_field="op", tag="tokens"):
+    """Features of one position, cut into ``count`` neighbouring pieces of equal length: a signal
+    with a position for each piece. The last one is filled up with zeros."""
+
+    x: Index
+    count: Window
+
+
 class Flatten(_Data, frozen=True, tag_field="op", tag="flatten"):
     """All elements of a signal or grid as the features of one position."""
 
@@ -151,6 +180,14 @@ class Multiply(_Data, frozen=True, tag_field="op", tag="multiply"):
     y: Index
 
 
+class Modulate(_Data, frozen=True, tag_field="op", tag="modulate"):
+    """``x`` with each feature (or channel), at all positions, times that feature of ``y``, which
+    are features of one position."""
+
+    x: Index
+    y: Index
+
+
 class Scale(_Data, frozen=True, tag_field="op", tag="scale"):
     """A learned factor for each feature (or channel), at first 0 or 1."""
 
@@ -159,20 +196,24 @@ class Scale(_Data, frozen=True, tag_field="op", tag="scale"):
     trainable: bool = True
 
 
-Projection = Linear | LowRank | Conv | Depthwise | Scale
+Projection = Linear | LowRank | Conv | Depthwise | CausalDepthwise | Scale
 Node = (
     Linear
     | LowRank
     | Conv
     | Depthwise
+    | CausalDepthwise
+    | Attention
     | Activation
     | LayerNorm
     | Pool
     | GlobalPool
     | Reinterpret
+    | Tokens
     | Flatten
     | Add
     | Multiply
+    | Modulate
     | Scale
 )
 Nodes = Annotated[tuple[Node, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES)]
@@ -212,14 +253,15 @@ class Blueprint(_Data, frozen=True):
     def learns(self) -> bool:
         """Whether any of its parameters is trainable."""
         return any(
-            isinstance(node, LayerNorm) or (isinstance(node, Projection) and node.trainable)
+            isinstance(node, LayerNorm | Attention)
+            or (isinstance(node, Projection) and node.trainable)
             for node in self.nodes
         )
 
 
 def operands(node: Node) -> tuple[int, ...]:
     """The values that a node reads."""
-    return (node.x, node.y) if isinstance(node, Add | Multiply) else (node.x,)
+    return (node.x, node.y) if isinstance(node, Add | Multiply | Modulate) else (node.x,)
 
 
 def from_bytes(data: bytes) -> Blueprint:
@@ -274,7 +316,7 @@ def _check_ending(blueprint: Blueprint) -> None:
     if not isinstance(last, Projection):
         raise BlueprintError(
             f"blueprint {blueprint.name}: got {type(last).__name__} as the last node, wanted a "
-            "projection (linear, low_rank, conv, depthwise or scale)"
+            "projection (linear, low_rank, scale or a convolution)"
         )
     if blueprint.learns and not (blueprint.starts_silent and last.trainable):
         raise BlueprintError(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from esper.blueprints.ir import (
     Activation,
+    Add,
+    Attention,
     Blueprint,
+    CausalDepthwise,
     Conv,
     Depthwise,
     Flatten,
+    GlobalPool,
     Linear,
     LowRank,
+    Modulate,
     Multiply,
     Reinterpret,
+    Scale,
     Size,
+    Tokens,
 )
 
 _OUT = Size("out")
@@ -35,6 +42,19 @@ BOTTLENECK_MLP = Blueprint(
 )
 """A non-linear correction of an activation by itself."""
 
+GATED_MLP = Blueprint(
+    name="gated_mlp",
+    source="output",
+    nodes=(
+        Linear(0, Size("out", 1, 2, least=8)),
+        Activation(1, "silu"),
+        Linear(0, Size("out", 1, 2, least=8)),
+        Multiply(2, 3),
+        Linear(4, _OUT, init="zero"),
+    ),
+)
+"""A correction of an activation by products of two views of itself."""
+
 SEPARABLE_CONV = Blueprint(
     name="separable_conv",
     source="output",
@@ -47,6 +67,36 @@ SEPARABLE_CONV = Blueprint(
     ),
 )
 """For planes: each channel looks at its neighbourhood, then the channels mix."""
+
+SQUEEZE_EXCITE = Blueprint(
+    name="squeeze_excite",
+    source="output",
+    nodes=(
+        Reinterpret(0, "grid"),
+        GlobalPool(1, "average"),
+        Linear(2, Size("out", 1, 4, least=4)),
+        Activation(3, "relu"),
+        Linear(4, _OUT),
+        Activation(5, "sigmoid"),
+        Modulate(1, 6),
+        Reinterpret(7, "features"),
+        Scale(8, init="zero"),
+    ),
+)
+"""For planes: how much a channel counts depends on what the whole plane shows (Hu et al. 2018)."""
+
+CAUSAL_CONV = Blueprint(
+    name="causal_conv",
+    source="output",
+    nodes=(
+        Reinterpret(0, "signal"),
+        CausalDepthwise(1, kernel=4),
+        Activation(2, "silu"),
+        Reinterpret(3, "features"),
+        Linear(4, _OUT, init="zero"),
+    ),
+)
+"""For sequences: each step looks at the three before it, and never at one to come."""
 
 WIDEN = Blueprint(
     name="widen",
@@ -104,16 +154,35 @@ CONV2D_STACK = Blueprint(
 )
 """Reads the span's input as a square image (or acts on a plane)."""
 
+ATTENTION = Blueprint(
+    name="attention",
+    source="span",
+    nodes=(
+        Tokens(0, count=8),
+        Conv(1, Size("one", 16), kernel=1),
+        Attention(2, heads=2),
+        Add(2, 3),
+        Activation(4, "gelu"),
+        Flatten(5),
+        Linear(6, _OUT, init="zero"),
+    ),
+)
+"""Reads the span's input as eight tokens that attend to each other."""
+
 LIBRARY: dict[str, Blueprint] = {
     blueprint.name: blueprint
     for blueprint in (
         LOW_RANK,
         BOTTLENECK_MLP,
+        GATED_MLP,
         SEPARABLE_CONV,
+        SQUEEZE_EXCITE,
+        CAUSAL_CONV,
         WIDEN,
         GATED_WIDEN,
         CONV1D_STACK,
         CONV2D_STACK,
+        ATTENTION,
     )
 }
 """All of them by name."""

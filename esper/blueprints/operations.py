@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from esper.blueprints import ir
 from esper.blueprints.ir import BlueprintError, Node
@@ -39,6 +40,43 @@ class LowRank(nn.Module):
         """``[..., width]`` to ``[..., size]``."""
         result: Tensor = self.up(self.down(x))
         return result
+
+
+class CausalDepthwise(nn.Conv1d):
+    """Convolution of each channel with the positions before it and its own."""
+
+    def __init__(self, width: int, kernel: int, dtype: torch.dtype) -> None:
+        super().__init__(width, width, kernel, groups=width, device="meta", dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, length]`` to the same shape."""
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions.
+
+    Written out: the fused kernels have no deterministic gradient on every device.
+    """
+
+    def __init__(self, value: Value, heads: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        width, count = value.width, math.prod(value.shape[1:])
+        self.heads = heads
+        self.positions = nn.Parameter(torch.empty(count, width, device="meta", dtype=dtype))
+        self.queries_keys_values = nn.Linear(
+            width, 3 * width, bias=False, device="meta", dtype=dtype
+        )
+        self.join = nn.Linear(width, width, device="meta", dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, channels, ...]`` to the same shape."""
+        tokens = x.flatten(2).movedim(1, -1) + self.positions
+        parts = self.queries_keys_values(tokens).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        joined: Tensor = self.join((weights @ v).movedim(1, 2).flatten(2))
+        return joined.movedim(-1, 1).reshape(x.shape)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -79,6 +117,19 @@ class Reinterpret(nn.Module):
         return x.movedim(1, -1) if self.back else x.movedim(-1, 1)
 
 
+class Tokens(nn.Module):
+    """Cut features into neighbouring pieces of equal length."""
+
+    def __init__(self, value: Value, tokens: Value) -> None:
+        super().__init__()
+        self.shape = (tokens.shape[1], tokens.shape[0])
+        self.missing = math.prod(tokens.shape) - value.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, width]`` to ``[batch, piece, count]``."""
+        return F.pad(x, (0, self.missing)).reshape(x.shape[0], *self.shape).mT
+
+
 class Add(nn.Module):
     """Sum of two tensors of one shape."""
 
@@ -93,6 +144,19 @@ class Multiply(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Any shape to the same shape."""
         return x * y
+
+
+class Modulate(nn.Module):
+    """A factor for each feature of the last axis, or for each channel of axis 1, from a tensor."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        positions = [1] * (len(value.shape) - 1)
+        self.shape = (*positions, -1) if value.kind == "features" else (-1, *positions)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Any shape and ``[batch, width]`` to the shape of ``x``."""
+        return x * y.reshape(y.shape[0], *self.shape)
 
 
 class Scale(nn.Module):
@@ -135,6 +199,10 @@ def _module(step: Step, x: Value, dtype: torch.dtype) -> nn.Module:
                 device="meta",
                 dtype=dtype,
             )
+        case ir.CausalDepthwise():
+            return CausalDepthwise(width, node.kernel, dtype)
+        case ir.Attention():
+            return Attention(x, node.heads, dtype)
         case ir.Activation():
             return _ACTIVATIONS[node.function]()
         case ir.LayerNorm():
@@ -146,12 +214,16 @@ def _module(step: Step, x: Value, dtype: torch.dtype) -> nn.Module:
             return GlobalPool(node.function)
         case ir.Reinterpret():
             return Reinterpret(x, node.to)
+        case ir.Tokens():
+            return Tokens(x, step.value)
         case ir.Flatten():
             return nn.Flatten()
         case ir.Add():
             return Add()
         case ir.Multiply():
             return Multiply()
+        case ir.Modulate():
+            return Modulate(x)
         case ir.Scale():
             return Scale(x, dtype)
 
@@ -169,7 +241,10 @@ def initialise(node: Node, module: nn.Module, generator: torch.Generator) -> Non
                 raise BlueprintError(f"got {type(module).__name__} for a low_rank node")
             _fill(module.down.weight, "normal", generator)
             _fill(module.up.weight, node.init, generator)
-        case ir.Linear() | ir.Conv() | ir.Depthwise():
+        case ir.Attention():
+            for name, parameter in module.named_parameters():
+                _fill(parameter, "zero" if name.endswith("bias") else "normal", generator)
+        case ir.Linear() | ir.Conv() | ir.Depthwise() | ir.CausalDepthwise():
             fan_in = next(module.parameters())[0].numel()
             for name, parameter in module.named_parameters():
                 _fill(parameter, node.init, generator, fan_in if name == "bias" else None)

@@ -14,6 +14,8 @@ from esper.blueprints.ir import Blueprint, BlueprintError, Node, Size
 
 MAX_WIDTH = 1 << 20
 MAX_PARAMETERS = 1 << 28
+MAX_TOKENS = 256
+"""Attention compares each position with each: their number is bounded."""
 
 Kind = Literal["features", "signal", "grid"]
 
@@ -59,6 +61,11 @@ def plan(
     """Every node of ``blueprint`` resolved for a slot that reads ``in_shape`` and adds to
     ``out_shape`` (per example; the axes name the feature dimension, counted from 0).
 
+    Positions of a slot may be steps in time, and a host may not look ahead: a seed that did
+    would win every comparison and be worth nothing. Which hosts are causal cannot be known from
+    shapes, so nodes that mix positions, the causal ones excepted, fit only where there are none
+    (``[width]``) and on planes with their channels first (``[channels, height, width]``).
+
     Raises ``BlueprintError`` with the reason when the blueprint does not fit.
     """
     source, target = entry(in_shape, in_axis), entry(out_shape, out_axis)
@@ -66,11 +73,16 @@ def plan(
         raise BlueprintError(
             f"it reads a slot's own output, but the slot goes from {in_shape} to {out_shape}"
         )
+    timed = not _timeless(in_shape, in_axis)
     widths = {"in": source.width, "out": target.width, "one": 1}
     values = [source]
     steps = []
     for position, node in enumerate(blueprint.nodes):
         try:
+            if timed and _mixes_positions(node):
+                raise BlueprintError(
+                    f"it mixes positions, and those of {in_shape} may be steps in time"
+                )
             step = _resolve(node, [values[i] for i in ir.operands(node)], widths)
         except BlueprintError as error:
             raise BlueprintError(f"node {position} ({_op(node)}): {error}") from None
@@ -91,6 +103,22 @@ def entry(shape: tuple[int, ...], axis: int) -> Value:
     if not 0 <= axis < len(shape):
         raise BlueprintError(f"got feature axis {axis}, wanted 0 to {len(shape) - 1} for {shape}")
     return Value("features", (*shape[:axis], *shape[axis + 1 :], shape[axis]))
+
+
+def _timeless(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether an activation has no positions, or those of a plane: none that could be in time."""
+    return len(shape) == 1 or (len(shape) == 3 and axis == 0)
+
+
+def _mixes_positions(node: Node) -> bool:
+    """Whether what ``node`` yields at a position depends on later ones."""
+    match node:
+        case ir.Conv() | ir.Depthwise():
+            return node.kernel > 1
+        case ir.Pool():
+            return node.window > 1
+        case _:
+            return isinstance(node, ir.GlobalPool | ir.Flatten | ir.Attention)
 
 
 def _op(node: Node) -> str:
@@ -124,6 +152,11 @@ def _resolve(node: Node, values: list[Value], widths: dict[str, int]) -> Step:
             window = node.kernel ** (len(x.shape) - 1)
             swept = _sweep(x, node.kernel, node.stride, node.kernel // 2)
             return Step(node, swept, x.width * (window + 1))
+        case ir.CausalDepthwise():
+            _wants(x, "signal")
+            return Step(node, x, x.width * (node.kernel + 1))
+        case ir.Attention():
+            return Step(node, x, _attention(x, node.heads))
         case ir.Pool():
             return Step(node, _sweep(x, node.window, node.stride, 0), 0)
         case ir.GlobalPool():
@@ -131,12 +164,18 @@ def _resolve(node: Node, values: list[Value], widths: dict[str, int]) -> Step:
             return Step(node, Value("features", (x.width,)), 0)
         case ir.Reinterpret():
             return Step(node, _reinterpret(x, node.to), 0)
+        case ir.Tokens():
+            return Step(node, _tokens(x, node.count), 0)
         case ir.Flatten():
             _wants(x, "signal", "grid")
             return Step(node, Value("features", (math.prod(x.shape),)), 0)
         case ir.Add() | ir.Multiply():
             if values[0] != values[1]:
                 raise BlueprintError(f"got {values[0]} and {values[1]}, wanted two alike")
+            return Step(node, x, 0)
+        case ir.Modulate():
+            if values[1] != Value("features", (x.width,)):
+                raise BlueprintError(f"got {x} and {values[1]}, wanted a factor for each feature")
             return Step(node, x, 0)
         case ir.LayerNorm():
             return Step(node, x, 2 * x.width)
@@ -160,6 +199,24 @@ def _sweep(x: Value, window: int, stride: int, padding: int) -> Value:
             raise BlueprintError(f"got {x}, too short for a window of {window}")
         positions.append((length + 2 * padding - window) // stride + 1)
     return Value(x.kind, (x.width, *positions))
+
+
+def _attention(x: Value, heads: int) -> int:
+    """The parameters of attention over ``x``: learned positions, three maps in and one out."""
+    _wants(x, "signal", "grid")
+    positions = math.prod(x.shape[1:])
+    if positions > MAX_TOKENS:
+        raise BlueprintError(f"got {positions} positions to attend to, the limit is {MAX_TOKENS}")
+    if x.width % heads:
+        raise BlueprintError(f"got {x.width} channels, wanted a multiple of {heads} heads")
+    return positions * x.width + 4 * x.width**2 + x.width
+
+
+def _tokens(x: Value, count: int) -> Value:
+    _wants(x, "features")
+    if len(x.shape) > 1 or x.width < count:
+        raise BlueprintError(f"got {x}, wanted {count} or more features of one position")
+    return Value("signal", (math.ceil(x.width / count), count))
 
 
 def _reinterpret(x: Value, to: Kind) -> Value:

@@ -188,7 +188,7 @@ def test_a_seed_can_be_copied_and_its_state_loaded() -> None:
         ("low_rank", "mlp", "reads a slot's own output"),
         ("conv2d_stack", "logits", "square"),
         ("conv1d_stack", "plane", "cannot be read as a signal"),
-        ("conv1d_stack", "tokens", "the slot wants"),
+        ("conv1d_stack", "tokens", "may be steps in time"),
         ("separable_conv", "tokens", "cannot be read as a grid"),
     ],
 )
