@@ -74,4 +74,20 @@ inline void check_twin(const char* op,
   }
 }
 
+inline void check_alpha(const char* op, const Tensor& alpha, const Tensor& model) {
+  if (alpha.numel() != 1) {
+    fail(op, "got alpha of shape " + shape_of(alpha) + ", wanted one element");
+  }
+  const ScalarType dtype = alpha.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::BFloat16 &&
+      dtype != ScalarType::Half) {
+    fail(op, std::string("got alpha of dtype ") + torch::headeronly::toString(dtype) +
+                 ", wanted float32, float64, bfloat16 or float16");
+  }
+  if (alpha.device() != model.device()) {
+    fail(op, "got alpha on " + device_of(alpha) + ", wanted " + device_of(model) +
+                 "; move it with alpha.to(...)");
+  }
+}
+
 }  // namespace esper

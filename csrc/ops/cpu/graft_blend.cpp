@@ -2,15 +2,13 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
 #include "ops/common/layout.h"
+#include "ops/cpu/alpha.h"
 #include "ops/cpu/kernels.h"
 
 namespace esper::cpu {
@@ -20,43 +18,12 @@ namespace {
 constexpr std::int64_t kBlock = 16384;
 constexpr std::int64_t kGrain = 2 * kBlock;
 
-double read_alpha(const Tensor& alpha) {
-  const void* p = alpha.const_data_ptr();
-  switch (alpha.scalar_type()) {
-    case ScalarType::Float:
-      return *static_cast<const float*>(p);
-    case ScalarType::BFloat16:
-      return static_cast<float>(*static_cast<const c10::BFloat16*>(p));
-    case ScalarType::Half:
-      return static_cast<float>(*static_cast<const c10::Half*>(p));
-    default:
-      return *static_cast<const double*>(p);
-  }
-}
-
-void write_alpha(const Tensor& alpha, double value) {
-  void* p = alpha.mutable_data_ptr();
-  switch (alpha.scalar_type()) {
-    case ScalarType::Float:
-      *static_cast<float*>(p) = static_cast<float>(value);
-      break;
-    case ScalarType::BFloat16:
-      *static_cast<c10::BFloat16*>(p) = static_cast<float>(value);
-      break;
-    case ScalarType::Half:
-      *static_cast<c10::Half*>(p) = static_cast<float>(value);
-      break;
-    default:
-      *static_cast<double*>(p) = value;
-  }
-}
-
 template <typename T>
 void blend(const Tensor& h, const Tensor& delta, double alpha, Tensor& out) {
   const auto* h_data = static_cast<const T*>(h.const_data_ptr());
   const auto* delta_data = static_cast<const T*>(delta.const_data_ptr());
   auto* out_data = static_cast<T*>(out.mutable_data_ptr());
-  const auto& kernel = blend_kernels<T>();
+  const auto& kernel = kernels_for<T>().blend;
   torch::stable::parallel_for(0, h.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
     kernel.blend(h_data + begin, delta_data + begin, alpha, out_data + begin, end - begin);
   });
@@ -67,7 +34,7 @@ double blend_backward(const Tensor& grad, const Tensor& delta, double alpha, Ten
   const auto* grad_data = static_cast<const T*>(grad.const_data_ptr());
   const auto* delta_data = static_cast<const T*>(delta.const_data_ptr());
   auto* out_data = static_cast<T*>(grad_delta.mutable_data_ptr());
-  const auto& kernel = blend_kernels<T>();
+  const auto& kernel = kernels_for<T>().blend;
   const std::int64_t n = grad.numel();
   const std::int64_t blocks = (n + kBlock - 1) / kBlock;
   std::vector<double> sums(static_cast<std::size_t>(blocks));
@@ -84,11 +51,6 @@ double blend_backward(const Tensor& grad, const Tensor& delta, double alpha, Ten
     total += sum;
   }
   return total;
-}
-
-// Whether alpha is 0 in the type that the blend computes in.
-bool is_off(double alpha, ScalarType dtype) {
-  return dtype == ScalarType::Double ? alpha == 0.0 : static_cast<float>(alpha) == 0.0F;
 }
 
 Tensor graft_blend(const Tensor& h, const Tensor& delta, const Tensor& alpha) {

@@ -16,6 +16,18 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
+// What an element is computed in.
+template <typename T>
+struct ComputeOf {
+  using Type = T;
+};
+template <>
+struct ComputeOf<bfloat16> {
+  using Type = float;
+};
+template <typename T>
+using Compute = typename ComputeOf<T>::Type;
+
 template <typename T>
 struct BlendKernels {
   // out = h + alpha * delta, rounded once to T; alpha is not 0.
@@ -35,16 +47,48 @@ struct StatsKernels {
   // One feature: `count` runs of `length` adjacent elements, `stride` elements apart.
   void (*runs)(
       const T* x, std::int64_t count, std::int64_t stride, std::int64_t length, Partial* out);
+  // `n` adjacent elements (at most kFlatBlock) as one feature, summed in their compute type.
+  void (*flat)(const T* x, std::int64_t n, Partial* out);
+};
+
+template <typename T>
+struct ProjectKernels {
+  // out = h + alpha * (hidden @ up): h and out [rows, width], hidden [rows, rank], up
+  // [rank, padded] with zeros beyond the width; alpha is not 0.
+  void (*project)(const T* h,
+                  const Compute<T>* hidden,
+                  const Compute<T>* up,
+                  std::int64_t rank,
+                  std::int64_t padded,
+                  Compute<T> alpha,
+                  T* out,
+                  std::int64_t rows,
+                  std::int64_t width);
+  // to_hidden = grad @ up^T, and hidden^T @ grad is added to to_up [rank, padded].
+  void (*backward)(const T* grad,
+                   const Compute<T>* hidden,
+                   const Compute<T>* up,
+                   std::int64_t rank,
+                   std::int64_t padded,
+                   Compute<T>* to_hidden,
+                   Compute<T>* to_up,
+                   std::int64_t rows,
+                   std::int64_t width);
+};
+
+// The kernels of every operator for one element type.
+template <typename T>
+struct Kernels {
+  BlendKernels<T> blend;
+  StatsKernels<T> stats;
+  ProjectKernels<T> project;
 };
 
 struct KernelTable {
   const char* isa;
-  BlendKernels<float> blend_f32;
-  BlendKernels<double> blend_f64;
-  BlendKernels<bfloat16> blend_bf16;
-  StatsKernels<float> stats_f32;
-  StatsKernels<double> stats_f64;
-  StatsKernels<bfloat16> stats_bf16;
+  Kernels<float> f32;
+  Kernels<double> f64;
+  Kernels<bfloat16> bf16;
 };
 
 // The best table that this machine can run, or the one that ESPER_CPU_ISA (baseline, avx2,
@@ -52,33 +96,18 @@ struct KernelTable {
 const KernelTable& kernels();
 
 template <typename T>
-const BlendKernels<T>& blend_kernels();
+const Kernels<T>& kernels_for();
 template <>
-inline const BlendKernels<float>& blend_kernels<float>() {
-  return kernels().blend_f32;
+inline const Kernels<float>& kernels_for<float>() {
+  return kernels().f32;
 }
 template <>
-inline const BlendKernels<double>& blend_kernels<double>() {
-  return kernels().blend_f64;
+inline const Kernels<double>& kernels_for<double>() {
+  return kernels().f64;
 }
 template <>
-inline const BlendKernels<bfloat16>& blend_kernels<bfloat16>() {
-  return kernels().blend_bf16;
-}
-
-template <typename T>
-const StatsKernels<T>& stats_kernels();
-template <>
-inline const StatsKernels<float>& stats_kernels<float>() {
-  return kernels().stats_f32;
-}
-template <>
-inline const StatsKernels<double>& stats_kernels<double>() {
-  return kernels().stats_f64;
-}
-template <>
-inline const StatsKernels<bfloat16>& stats_kernels<bfloat16>() {
-  return kernels().stats_bf16;
+inline const Kernels<bfloat16>& kernels_for<bfloat16>() {
+  return kernels().bf16;
 }
 
 }  // namespace esper::cpu

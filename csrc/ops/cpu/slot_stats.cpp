@@ -35,7 +35,7 @@ Partials reduce_rows(const T* x, const StatsShape& shape) {
   const std::int64_t blocks = (shape.outer + kRowsPerBlock - 1) / kRowsPerBlock;
   Partials partials{shape.features,
                     std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
-  const auto& kernel = stats_kernels<T>();
+  const auto& kernel = kernels_for<T>().stats;
   const std::int64_t elements =
       std::min(kRowsPerBlock, shape.outer) * std::min(kFeatureTile, shape.features);
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / elements);
@@ -59,7 +59,7 @@ Partials reduce_runs(const T* x, const StatsShape& shape) {
   const std::int64_t blocks = (shape.outer + runs - 1) / runs;
   Partials partials{shape.features,
                     std::vector<Partial>(static_cast<std::size_t>(blocks * shape.features))};
-  const auto& kernel = stats_kernels<T>();
+  const auto& kernel = kernels_for<T>().stats;
   const std::int64_t stride = shape.features * shape.inner;
   const std::int64_t elements = std::min(runs, shape.outer) * shape.inner;
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / elements);

@@ -6,15 +6,12 @@
 namespace {
 
 template <typename T>
-using compute_t = decltype(load(static_cast<const T*>(nullptr)));
-
-template <typename T>
 void blend(const T* __restrict__ h,
            const T* __restrict__ delta,
            double alpha,
            T* __restrict__ out,
            std::int64_t n) {
-  const auto a = static_cast<compute_t<T>>(alpha);
+  const auto a = static_cast<Compute<T>>(alpha);
   for (std::int64_t i = 0; i < n; ++i) {
     store(out + i, load(h + i) + a * load(delta + i));
   }
@@ -27,7 +24,7 @@ double blend_backward(const T* __restrict__ grad,
                       T* __restrict__ grad_delta,
                       std::int64_t n) {
   constexpr std::int64_t kLanes = 16;
-  const auto a = static_cast<compute_t<T>>(alpha);
+  const auto a = static_cast<Compute<T>>(alpha);
   double sums[kLanes] = {};
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {

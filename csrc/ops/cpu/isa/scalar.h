@@ -12,6 +12,7 @@
 namespace {
 
 using esper::cpu::bfloat16;
+using esper::cpu::Compute;
 
 inline float load(const float* p) {
   return *p;

@@ -1,5 +1,7 @@
 // One table of kernels; compiled once per instruction set with ESPER_ISA naming it.
 #include "ops/cpu/isa/blend.h"
+#include "ops/cpu/isa/flat.h"
+#include "ops/cpu/isa/project.h"
 #include "ops/cpu/isa/stats.h"
 #include "ops/cpu/kernels.h"
 
@@ -9,16 +11,23 @@
 #define ESPER_TEXT(a) ESPER_TEXT_(a)
 
 namespace esper::cpu {
+namespace {
+
+template <typename T>
+constexpr Kernels<T> kernels_of = {
+    {blend<T>, blend_backward<T>},
+    {stats_rows<T>, stats_runs<T>, stats_flat<T>},
+    {project<T>, project_backward<T>},
+};
+
+}  // namespace
 
 extern const KernelTable ESPER_JOIN(kTable_, ESPER_ISA);
 const KernelTable ESPER_JOIN(kTable_, ESPER_ISA) = {
     ESPER_TEXT(ESPER_ISA),
-    {blend<float>, blend_backward<float>},
-    {blend<double>, blend_backward<double>},
-    {blend<bfloat16>, blend_backward<bfloat16>},
-    {stats_rows<float>, stats_runs<float>},
-    {stats_rows<double>, stats_runs<double>},
-    {stats_rows<bfloat16>, stats_runs<bfloat16>},
+    kernels_of<float>,
+    kernels_of<double>,
+    kernels_of<bfloat16>,
 };
 
 }  // namespace esper::cpu
