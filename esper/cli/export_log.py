@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from esper.cli.failures import UserError
+from esper.cli.failures import UserError, reading
 
 
 @click.command(
@@ -24,12 +24,13 @@ def export_log(run_dir: Path, file: Path) -> None:
 
     The file ends in a signed footer, so that every cut is noticed.
     """
-    from esper_events.errors import EsperEventsError
+    from esper_events.errors import ExportError
     from esper_events.export import export_run
 
     try:
-        exported = export_run(run_dir, file)
-    except EsperEventsError as error:
+        with reading(run_dir):
+            exported = export_run(run_dir, file)
+    except ExportError as error:
         raise UserError(str(error)) from error
     click.echo(f"{file}: {exported.events} events in {exported.segments} segments")
     if not exported.whole:

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and errors as one line instead of a traceback."""
+"""How a command ends: exit codes (docs/cli.md), and errors as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
@@ -35,6 +38,31 @@ class RunFailedError(UserError):
     """Something outside the command's reach failed (a disk, a server); exit code 3."""
 
     exit_code = FAILED
+
+
+class NotWholeError(UserError):
+    """A log that is damaged, is not there or cannot be read; exit code 1, whichever it is: what a
+    script learns must not depend on how much was taken away."""
+
+    exit_code = VERIFICATION_FAILED
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"{path}: FAILED: {reason}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A block that reads the log at ``path``; raises ``NotWholeError``."""
+    from esper_events.errors import ChainError, cause
+
+    try:
+        yield
+    except ChainError as error:
+        raise NotWholeError(path, error) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NotWholeError(path, f"cannot be read: {cause(error)}") from error
 
 
 class Terminated(KeyboardInterrupt):

@@ -18,8 +18,8 @@ from esper.cli.verify import verify
 _EPILOG = """\b
 Example:
   esper train examples/digits.toml
-Exit codes: 0 good, 1 verification failed, 2 bad usage or input,
-3 the run failed, 130 interrupted.
+Exit codes: 0 good, 1 a log is damaged or missing, or a re-run differs,
+2 bad usage or input, 3 the run or a server failed, 130 interrupted.
 """
 
 

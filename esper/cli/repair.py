@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import RunFailedError, UserError
+from esper.cli.failures import NotWholeError, RunFailedError, UserError
 
 if TYPE_CHECKING:
     from esper.tolaria.config import LogSettings
@@ -34,7 +34,7 @@ def repair(run_dir: Path, nats: str | None, workspace: Path | None) -> None:
 
     What the server holds is compared with the journal first; a difference is an error.
     """
-    from esper.log.errors import LogError
+    from esper.log.errors import JournalError, LogError
     from esper.log.run import repair_replica
     from esper.log.workspace import Workspace
     from esper.tolaria.config import ConfigError, check_nats_url
@@ -49,6 +49,8 @@ def repair(run_dir: Path, nats: str | None, workspace: Path | None) -> None:
         done = repair_replica(run_dir, Workspace(workspace), nats)
     except ConfigError as error:
         raise UserError(str(error)) from error
+    except JournalError as error:
+        raise NotWholeError(run_dir, error) from error
     except LogError as error:
         raise RunFailedError(f"{run_dir}: {error}") from error
     click.echo(f"{run_dir}: {done}")

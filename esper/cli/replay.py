@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esper.cli.failures import VERIFICATION_FAILED, UserError, say
+from esper.cli.failures import NotWholeError, UserError, reading, say
+from esper.cli.options import key_option, trusted_key
 
 if TYPE_CHECKING:
     from esper.projections.replay import Replayed
@@ -30,37 +31,36 @@ NAMES = ("lattice", "controller", "compiler", "audit")
     help="What to read out of the log.",
 )
 @click.option("--to", type=click.IntRange(min=0), metavar="N", help="Fold the first N events only.")
+@key_option
 @click.option("--cache", is_flag=True, help="Start from DIR/snapshots where it fits; update it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def replay(path: Path, name: str, to: int | None, cache: bool, as_json: bool) -> int:
+def replay(
+    path: Path, name: str, to: int | None, key_file: Path | None, cache: bool, as_json: bool
+) -> None:
     """Rebuild a state from the log of a run (a run directory or an exported file).
 
-    The log is verified whole. Exit code 1: it is damaged, and a line says where. Without --cache
-    nothing is written.
+    The log is verified whole. Exit code 1: it is damaged or missing, and a line says where. Without
+    --cache nothing is written.
     """
     from esper.projections.catalogue import PROJECTIONS
     from esper.projections.lattice import ProjectionError
     from esper.projections.replay import OutOfRangeError
     from esper.projections.replay import replay as rebuild
-    from esper_events.errors import ChainError
 
+    trusted = trusted_key(key_file)
     try:
-        replayed = rebuild(path, PROJECTIONS[name], to, cached=cache)
+        with reading(path):
+            replayed = rebuild(path, PROJECTIONS[name], to, trusted=trusted, cached=cache)
     except OutOfRangeError as error:
         raise UserError(f"--to: {error}") from error
-    except (ChainError, ProjectionError) as error:
-        say(f"{path}: FAILED: {error}")
-        return VERIFICATION_FAILED
-    except OSError as error:
-        say(f"{path}: FAILED: cannot be read: {error}")
-        return VERIFICATION_FAILED
+    except ProjectionError as error:
+        raise NotWholeError(path, error) from error
     for note in replayed.notes:
         say(note)
     if as_json:
         click.echo(json.dumps(_as_dict(path, replayed)))
     else:
         _tell(path, replayed)
-    return 0
 
 
 def _as_dict(path: Path, replayed: Replayed[Any]) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import GOOD, VERIFICATION_FAILED, UserError
+from esper.cli.failures import (
+    GOOD,
+    VERIFICATION_FAILED,
+    NotWholeError,
+    RunFailedError,
+    UserError,
+    reading,
+)
+from esper.cli.options import key_option, trusted_key
 
 if TYPE_CHECKING:
     from esper.tolaria.rerun import RerunReport
@@ -20,14 +28,15 @@ if TYPE_CHECKING:
 )
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--to", type=int, metavar="N", help="Stop after step N. Default: the run's last.")
+@key_option
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
-def rerun(path: Path, to: int | None, as_json: bool) -> int:
+def rerun(path: Path, to: int | None, key_file: Path | None, as_json: bool) -> int:
     """Train the run of PATH again, its logged decisions in the controller's place.
 
     PATH is a run directory or an exported file. The same bits are reached on the same platform
-    and number of threads. Exit code 0: identical. 1: not, or the log is damaged. 2: bad usage.
+    and number of threads. Exit code 0: identical. 1: not, or the log is damaged or missing.
     """
-    report = _rerun(path, to, as_json)
+    report = _rerun(path, to, key_file, as_json)
     if as_json:
         click.echo(json.dumps(_as_dict(report)))
     else:
@@ -35,17 +44,17 @@ def rerun(path: Path, to: int | None, as_json: bool) -> int:
     return GOOD if report.identical else VERIFICATION_FAILED
 
 
-def _rerun(path: Path, to: int | None, as_json: bool) -> RerunReport:
-    from esper.cli.failures import RunFailedError
+def _rerun(path: Path, to: int | None, key_file: Path | None, as_json: bool) -> RerunReport:
     from esper.cli.view import watching
-    from esper.tolaria.logged import ChainError, RerunError, read_run
+    from esper.tolaria.logged import RerunError, from_records
+    from esper_events.reader import LogReader
 
+    trusted = trusted_key(key_file)
     try:
-        logged = read_run(path)
-    except ChainError as error:
-        raise click.exceptions.Exit(_damaged(path, error)) from error
+        with reading(path):
+            logged = from_records(LogReader(path, trusted).records())
     except RerunError as error:
-        raise UserError(str(error)) from error
+        raise NotWholeError(path, error) from error
     with watching(to_stderr=as_json) as view:
         from esper.tolaria import trainer
         from esper.tolaria.config import ConfigError
@@ -61,11 +70,6 @@ def _rerun(path: Path, to: int | None, as_json: bool) -> RerunReport:
             raise UserError(str(error)) from error
         except RuntimeError as error:
             raise RunFailedError(f"the re-run of {path} failed: {error}") from error
-
-
-def _damaged(path: Path, error: Exception) -> int:
-    click.echo(f"{path}: FAILED: {error}")
-    return VERIFICATION_FAILED
 
 
 def _as_dict(report: RerunReport) -> dict[str, object]:

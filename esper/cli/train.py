@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import RunFailedError, UserError, say
+from esper.cli.failures import NotWholeError, RunFailedError, UserError, say
 
 if TYPE_CHECKING:
     from esper.tolaria.config import Config
@@ -90,15 +90,15 @@ def _config(path: Path, nats: str | None, seed: int | None) -> Config:
 
 def _logged_config(run_dir: Path) -> Config:
     """The config and seed that the log of ``run_dir`` begins with."""
-    from esper.log.errors import LogError
+    from esper.log.errors import JournalError
     from esper.log.run import logged_start
     from esper.tolaria.config import ConfigError, parse, with_seed
 
     try:
         started = logged_start(run_dir)
         return with_seed(parse(started.config, Path.cwd()), started.seed)
-    except LogError as error:
-        raise UserError(str(error)) from error
+    except JournalError as error:
+        raise NotWholeError(run_dir, error) from error
     except ConfigError as error:
         raise UserError(f"{run_dir}: its log holds no config of esper train ({error})") from error
 
@@ -148,7 +148,7 @@ def _train(
 
     with watching(to_stderr=as_json) as view:
         from esper.kasmina.errors import KasminaError
-        from esper.log.errors import LogError
+        from esper.log.errors import JournalError, LogError, RunEndedError
         from esper.tolaria import trainer
         from esper.tolaria.catch_up import CatchUpError
         from esper.tolaria.config import ConfigError
@@ -173,7 +173,11 @@ def _train(
             raise
         except CatchUpError as error:
             raise RunFailedError(f"{directory} cannot be resumed: {error}") from error
+        except RunEndedError as error:
+            raise UserError(str(error)) from error
         except LogError as error:
+            if resume and isinstance(error, JournalError):
+                raise NotWholeError(directory, error) from error
             _forget(directory)
             raise RunFailedError(f"the log of {directory} failed: {error}") from error
 

@@ -18,6 +18,10 @@ class JournalError(LogError):
     """The local journal cannot be written or read."""
 
 
+class RunEndedError(LogError):
+    """The run is over: there is nothing to resume."""
+
+
 class StoreError(LogError):
     """The server answered, and the answer was a refusal or a damaged log."""
 

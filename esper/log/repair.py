@@ -12,7 +12,7 @@ from esper.log.sources import source_for
 from esper.log.store import RemoteStore
 from esper.log.workspace import Workspace
 from esper_events.chain import ChainVerifier
-from esper_events.errors import ChainError
+from esper_events.errors import ChainError, cause
 from esper_events.framing import JOURNAL, LENGTH, read_frames
 from esper_events.segment import segment_hash
 
@@ -47,9 +47,9 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
     not answer, or one that holds something else.
     """
     path = run_dir / JOURNAL
-    if not path.is_file():
-        raise JournalError(f"{run_dir} holds no journal ({path} is missing)")
     try:
+        if not path.is_file():
+            raise JournalError(f"holds no run, {JOURNAL} is missing: wanted a run's directory")
         with FileLock(path) as lock:
             if not lock.acquire():
                 raise ConflictError(
@@ -57,7 +57,7 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
                 )
             return _repair(path, workspace, nats)
     except OSError as error:
-        raise JournalError(f"cannot read {path}: {error}") from error
+        raise JournalError(f"cannot be read: {cause(error)}") from error
 
 
 def _repair(path: Path, workspace: Workspace, nats: str | None) -> Repair:
@@ -84,7 +84,7 @@ def _survey(path: Path) -> tuple[str, list[bytes], str]:
     except ChainError as error:
         damage = str(error)
     if not hashes:
-        raise JournalError(f"{path} holds no valid segment: {damage or 'it is empty'}")
+        raise JournalError(f"{JOURNAL} holds no valid segment: {damage or 'it is empty'}")
     return chain.log, hashes, damage
 
 

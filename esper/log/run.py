@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esper.log.durability import is_proved
 from esper.log.endpoint import Endpoint
-from esper.log.errors import LogError
+from esper.log.errors import JournalError, LogError, RunEndedError
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.log.repair import repair_replica
@@ -16,10 +16,10 @@ from esper.log.sources import source_for
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace
 from esper_events.codec import decode_event
-from esper_events.errors import ChainError, EsperEventsError
+from esper_events.errors import ChainError, CodecError, SegmentError, cause
 from esper_events.events import RunEnded, RunStarted
 from esper_events.framing import JOURNAL, read_frames
-from esper_events.reader import read_checkpoint
+from esper_events.reader import open_journal, read_checkpoint
 from esper_events.segment import Segment, open_segment
 
 __all__ = ["TRAINER_KEY", "logged_start", "open_run_log", "repair_replica", "resume_run_log"]
@@ -66,12 +66,12 @@ def resume_run_log(
 ) -> EventLog:
     """The log of a run that was killed, opened to be continued at its longest valid prefix.
 
-    Raises ``LogError`` when there is nothing to continue, when the run has ended, when the
-    journal is damaged or holds less than its checkpoint commits to, when it was written under
-    another key than the workspace's, or while another process writes it.
+    Raises ``RunEndedError`` when the run has ended, ``JournalError`` when there is nothing to
+    continue, when the journal is damaged, holds less than its checkpoint commits to or was written
+    under another key than the workspace's, ``ConflictError`` while another process writes it.
     """
     if not _holds_a_run(run_dir / JOURNAL):
-        raise LogError(f"{run_dir} holds no run that could be resumed")
+        raise JournalError(f"{run_dir} holds no run that could be resumed")
     log = _open(run_dir, _first_segment(run_dir).log, workspace, nats, ack, accept_unproved)
     try:
         _check_resumable(run_dir, log)
@@ -85,14 +85,16 @@ def _check_resumable(run_dir: Path, log: EventLog) -> None:
     records = log.records()
     if records and isinstance(records[-1].event, RunEnded):
         outcome = records[-1].event.outcome
-        raise LogError(f"the run in {run_dir} has ended ({outcome}): there is nothing to resume")
+        raise RunEndedError(
+            f"the run in {run_dir} has ended ({outcome}): there is nothing to resume"
+        )
     try:
         signed = read_checkpoint(run_dir)
     except ChainError as error:
-        raise LogError(f"{run_dir}: {error}") from error
+        raise JournalError(str(error)) from error
     if signed is not None and signed.checkpoint.size > len(records):
-        raise LogError(
-            f"{run_dir}: the checkpoint commits to {signed.checkpoint.size} events and the journal "
+        raise JournalError(
+            f"the checkpoint commits to {signed.checkpoint.size} events and the journal "
             f"holds {len(records)}: acknowledged events are missing, so the run cannot go on"
         )
 
@@ -100,26 +102,31 @@ def _check_resumable(run_dir: Path, log: EventLog) -> None:
 def logged_start(run_dir: Path) -> RunStarted:
     """The first event of the run in ``run_dir``, as its journal holds it.
 
-    Raises ``LogError`` when the journal does not begin with one.
+    Raises ``JournalError`` when the journal does not begin with one.
     """
     try:
         event = decode_event(_first_segment(run_dir).events[0])
-    except EsperEventsError as error:
-        raise LogError(f"{run_dir / JOURNAL} does not begin with a run: {error}") from error
+    except CodecError as error:
+        raise JournalError(f"{JOURNAL} does not begin with a run: {error}") from error
     if not isinstance(event, RunStarted):
-        raise LogError(f"{run_dir / JOURNAL} does not begin with the start of a run")
+        raise JournalError(f"{JOURNAL} does not begin with the start of a run")
     return event
 
 
 def _first_segment(run_dir: Path) -> Segment:
     try:
-        with (run_dir / JOURNAL).open("rb") as file:
-            _, first = next(read_frames(file))
+        with open_journal(run_dir) as file:
+            first = next((segment for _, segment in read_frames(file)), b"")
+    except OSError as error:
+        raise JournalError(f"cannot be read: {cause(error)}") from error
+    except ChainError as error:
+        raise JournalError(str(error)) from error
+    try:
         return open_segment(first)
-    except (OSError, EsperEventsError, StopIteration) as error:
-        raise LogError(
-            f"{run_dir / JOURNAL} does not begin with a whole segment: a run that was killed "
-            "before its first event was on disk has nothing to resume, start it anew"
+    except SegmentError as error:
+        raise JournalError(
+            f"{JOURNAL} does not begin with a whole segment: a run that was killed before its "
+            "first event was on disk has nothing to resume, start it anew"
         ) from error
 
 

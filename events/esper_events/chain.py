@@ -18,14 +18,14 @@ class ChainVerifier:
         trusted: the trainer's key where the caller knows it. Without one the key is taken from
             the log's first event (trust on first use): a log that was rewritten from its genesis
             under another key is then not detected.
-        watch: a number of events; ``watched_root`` becomes the root of the tree at that size.
 
     Attributes: ``events``, ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment,
     `GENESIS` before the first), ``log`` ("" before the first), ``key``, ``ended`` (the run's last
-    event was seen), ``rules`` and ``tree`` (over all events).
+    event was seen), ``rules``, ``tree`` (over all events), and ``watched_roots``: the root that the
+    tree had at each size that `watch` named.
     """
 
-    def __init__(self, trusted: PublicKey | None = None, watch: int | None = None) -> None:
+    def __init__(self, trusted: PublicKey | None = None) -> None:
         self.key = trusted
         self.segments = 0
         self.head = GENESIS
@@ -33,8 +33,8 @@ class ChainVerifier:
         self.epoch = 0
         self.rules = Rules()
         self.tree = MerkleTree()
-        self.watched_root: bytes | None = None
-        self._watch = watch
+        self.watched_roots: dict[int, bytes] = {}
+        self._watched: set[int] = set()
         self._refused = False
 
     @property
@@ -46,6 +46,10 @@ class ChainVerifier:
     def ended(self) -> bool:
         """Whether the last accepted event is the end of the run."""
         return self.rules.ended
+
+    def watch(self, size: int) -> None:
+        """Keep the root of the tree for when it has ``size`` events; call it before it has."""
+        self._watched.add(size)
 
     def accept(self, data: bytes, at: int = 0) -> list[Record]:
         """The records of the next segment ``data``, which begins at byte ``at`` of its source.
@@ -115,8 +119,8 @@ class ChainVerifier:
             if reason is not None:
                 raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
             self.tree.append(data)
-            if self.events == self._watch:
-                self.watched_root = self.tree.root()
+            if self.events in self._watched:
+                self.watched_roots[self.events] = self.tree.root()
             records.append(Record(index, event))
         return records
 

@@ -106,6 +106,23 @@ def parse_checkpoint(note: bytes) -> SignedCheckpoint:
     return SignedCheckpoint(checkpoint, signature[:-SIGNATURE_BYTES], signature[-SIGNATURE_BYTES:])
 
 
+def load_checkpoint(path: Path) -> SignedCheckpoint:
+    """The checkpoint in a file that somebody kept, its signature unchecked.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no checkpoint.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            note = file.read(MAX_CHECKPOINT_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return parse_checkpoint(note)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def write_checkpoint(run_dir: Path, note: bytes) -> None:
     """Put ``note`` in the place of the run's checkpoint, atomically and durably.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from esper_events import __version__
+from esper_events.checkpoint import load_checkpoint
 from esper_events.errors import EsperEventsError
 from esper_events.keys import PublicKey
 from esper_events.verify import Report, verify_path
@@ -23,21 +24,40 @@ from esper_events.verify import Report, verify_path
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The trainer's public key (OpenSSH format), as you got it from a source you trust.",
 )
+@click.option(
+    "--checkpoint",
+    "checkpoint_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A copy of the run's checkpoint, as you kept it: is the log still the one it is of?",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(__version__, prog_name="esper-verify")
-def main(path: Path, key_file: Path | None, as_json: bool) -> None:
+def main(path: Path, key_file: Path | None, checkpoint_file: Path | None, as_json: bool) -> None:
     """Check every byte of a run: a run directory or an exported file.
 
     Signatures, hash chain, order, signed checkpoint, and the rules that every run obeys. Exit
     code 0: the run is whole. 1: it is not; the line says what and where. 2: bad usage.
     """
+    report = check(path, key_file, checkpoint_file)
+    show(path, report, as_json)
+    sys.exit(0 if report.ok else 1)
+
+
+def check(path: Path, key_file: Path | None, checkpoint_file: Path | None) -> Report:
+    """Verify ``path`` with what the user trusts.
+
+    Raises:
+        click.BadParameter: a file of the user's holds no key or no checkpoint.
+    """
     try:
         trusted = None if key_file is None else PublicKey.load(key_file)
     except EsperEventsError as error:
         raise click.BadParameter(str(error), param_hint="--key") from error
-    report = verify_path(path, trusted)
-    show(path, report, as_json)
-    sys.exit(0 if report.ok else 1)
+    try:
+        kept = None if checkpoint_file is None else load_checkpoint(checkpoint_file)
+    except EsperEventsError as error:
+        raise click.BadParameter(str(error), param_hint="--checkpoint") from error
+    return verify_path(path, trusted, kept)
 
 
 def show(path: Path, report: Report, as_json: bool) -> None:
@@ -46,8 +66,10 @@ def show(path: Path, report: Report, as_json: bool) -> None:
         click.echo(json.dumps({"path": str(path), **dataclasses.asdict(report)}))
         return
     verdict = "ok" if report.ok else "FAILED"
-    click.echo(f"{path}: {verdict}: {report.message}")
-    for note in report.messages[1:]:
-        click.echo(f"  note: {note}")
+    lines = [f"{path}: {verdict}: {report.message}"]
+    lines += [f"  note: {note}" for note in report.messages[1:]]
     if report.ok:
-        click.echo(f"  head: {report.head}")
+        lines.append(f"  head: {report.head}")
+    for line in lines:
+        # Names in a log or a path are data from elsewhere: they must not steer the terminal.
+        click.echo("".join(c if c.isprintable() else " " for c in line))

@@ -35,6 +35,13 @@ class ExportError(EsperEventsError):
     """A run that cannot be exported to one file; the message says what to do."""
 
 
+def cause(error: OSError | ValueError) -> str:
+    """Why a file cannot be used, for a line that a person reads."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error)
+
+
 class ChainError(EsperEventsError):
     """A log that is not what its writer signed, with the place where that shows.
 

@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import CHECKPOINT, SignedCheckpoint
-from esper_events.errors import ChainError, ExportError
+from esper_events.errors import ChainError, ExportError, cause
 from esper_events.files import whole_file
 from esper_events.framing import END, JOURNAL, LENGTH, frame, read_frames
-from esper_events.reader import MAGIC, read_checkpoint
+from esper_events.reader import MAGIC, LogReader, open_journal, read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +37,29 @@ def export_run(run_dir: Path, file: Path) -> Exported:
     nothing in the file would vouch for it.
 
     Raises:
-        ExportError: the run has no checkpoint yet, is damaged, or the file cannot be written.
+        ChainError: there is no run, or it is damaged.
+        ExportError: the run has no checkpoint yet, or the file cannot be written.
     """
     run_dir, file = Path(run_dir), Path(file)
     try:
-        signed = read_checkpoint(run_dir)
-        if signed is None:
-            raise ExportError(
-                f"{run_dir} has no checkpoint: its writer signs one when the run closes. "
-                "Export it then"
-            )
-        with (run_dir / JOURNAL).open("rb") as journal, whole_file(file) as target:
-            return _copy(journal, signed, target, run_dir)
+        with open_journal(run_dir) as journal:
+            signed = read_checkpoint(run_dir)
+            if signed is None:
+                for _ in LogReader(run_dir).records():
+                    pass  # A damaged one has nothing to wait for.
+                raise ExportError(
+                    f"{run_dir} has no checkpoint: its writer signs one when the run closes. "
+                    "Export it then"
+                )
+            with whole_file(file) as target:
+                return _copy(journal, signed, target)
     except FileExistsError as error:
         raise ExportError(f"{file} exists already; choose another name") from error
-    except ChainError as error:
-        raise ExportError(f"{run_dir} is damaged and was not exported: {error}") from error
     except OSError as error:
-        raise ExportError(f"cannot export {run_dir} to {file}: {error}") from error
+        raise ExportError(f"cannot export {run_dir} to {file}: {cause(error)}") from error
 
 
-def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO, run_dir: Path) -> Exported:
+def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO) -> Exported:
     checkpoint, verifier, whole = signed.checkpoint, ChainVerifier(), True
     target.write(MAGIC)
     for offset, segment in read_frames(journal):
@@ -68,9 +70,9 @@ def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO, run_dir
         target.write(frame(segment))
     agrees = (checkpoint.log, checkpoint.size) == (verifier.log, verifier.events)
     if not agrees or checkpoint.root != verifier.tree.root():
-        raise ChainError(f"its journal and {run_dir / CHECKPOINT} do not agree")
+        raise ChainError(f"{JOURNAL} and {CHECKPOINT} do not agree")
     if verifier.key is None or not signed.is_signed_by(verifier.key):
-        raise ChainError(f"{run_dir / CHECKPOINT} is not signed by the run's key")
+        raise ChainError(f"{CHECKPOINT} is not signed by the run's key")
     note = signed.note()
     target.write(END + LENGTH.pack(len(note)) + note)
     return Exported(verifier.events, verifier.segments, verifier.ended, whole)

@@ -29,15 +29,25 @@ class LogReader:
     Args:
         path: what to read.
         trusted: the trainer's key where the caller knows it.
+        kept: a checkpoint of this log that the caller kept: the log must bear it out as well.
 
-    Attributes: ``verifier`` (what was proven so far), and ``checkpoint``, the signed checkpoint
-    that the whole log agrees with, None until the end was reached or where there is none.
+    Attributes: ``verifier`` (what was proven so far), and ``checkpoint``, the run's own signed
+    checkpoint that the whole log agrees with, None until the end was reached or where there is
+    none.
     """
 
-    def __init__(self, path: Path, trusted: PublicKey | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        trusted: PublicKey | None = None,
+        kept: SignedCheckpoint | None = None,
+    ) -> None:
         self.path = Path(path)
         self.verifier = ChainVerifier(trusted)
         self.checkpoint: Checkpoint | None = None
+        self._kept = kept
+        if kept is not None:
+            self.verifier.watch(kept.checkpoint.size)
 
     def records(self) -> Iterator[Record]:
         """Each record in order, proven before it is handed out. To be read once.
@@ -55,14 +65,15 @@ class LogReader:
         # The checkpoint first: a log that is being written then holds at least what it commits to.
         signed = read_checkpoint(self.path)
         if signed is not None:
-            self.verifier = ChainVerifier(self.verifier.key, watch=signed.checkpoint.size)
-        with _open(self.path / JOURNAL) as file:
+            self.verifier.watch(signed.checkpoint.size)
+        with open_journal(self.path) as file:
             for offset, segment in read_frames(file):
                 yield from self.verifier.accept(segment, offset + LENGTH.size)
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
         if signed is not None:
-            self.checkpoint = self._agree(signed, self.verifier.watched_root)
+            self.checkpoint = self._agree(signed)
+        self._agree_with_kept()
 
     def _read_export(self) -> Iterator[Record]:
         with _open(self.path) as file:
@@ -76,25 +87,28 @@ class LogReader:
                 f"holds {self.verifier.events} events, but its footer commits to "
                 f"{signed.checkpoint.size}"
             )
-        self.checkpoint = self._agree(signed, self.verifier.tree.root())
+        self.verifier.watched_roots[self.verifier.events] = self.verifier.tree.root()
+        self.checkpoint = self._agree(signed)
+        self._agree_with_kept()
 
-    def _agree(self, signed: SignedCheckpoint, root: bytes | None) -> Checkpoint:
-        """The checkpoint, if the log that was read bears it out; ``root`` is the log's root."""
+    def _agree_with_kept(self) -> None:
+        if self._kept is not None:
+            self._agree(self._kept, "the kept checkpoint")
+
+    def _agree(self, signed: SignedCheckpoint, name: str = "its signed checkpoint") -> Checkpoint:
+        """The checkpoint, if the log that was read bears it out."""
         checkpoint, verifier = signed.checkpoint, self.verifier
-        if verifier.key is None or not signed.is_signed_by(verifier.key):
-            raise ChainError("the checkpoint's signature does not fit its text and the log's key")
         if checkpoint.log != verifier.log:
-            raise ChainError(f"the checkpoint is of log {checkpoint.log}, this is {verifier.log}")
+            raise ChainError(f"{name} is of log {checkpoint.log}, this is {verifier.log}")
+        if verifier.key is None or not signed.is_signed_by(verifier.key):
+            raise ChainError(f"{name}: the signature does not fit its text and the log's key")
         if checkpoint.size > verifier.events:
             raise ChainError(
                 f"the log ends after segment {verifier.segments - 1} with {verifier.events} "
-                f"events, but its signed checkpoint commits to {checkpoint.size}: it was cut "
-                "or rolled back"
+                f"events, but {name} commits to {checkpoint.size}: it was cut or rolled back"
             )
-        if checkpoint.root != root:
-            raise ChainError(
-                f"the first {checkpoint.size} events are not those its signed checkpoint commits to"
-            )
+        if checkpoint.root != verifier.watched_roots.get(checkpoint.size):
+            raise ChainError(f"the first {checkpoint.size} events are not those {name} commits to")
         return checkpoint
 
 
@@ -110,6 +124,18 @@ def read_checkpoint(run_dir: Path) -> SignedCheckpoint | None:
         return None
     with _open(path) as file:
         return _parse(file.read(MAX_CHECKPOINT_BYTES + 1))
+
+
+def open_journal(run_dir: Path) -> BinaryIO:
+    """The journal in the directory of a run.
+
+    Raises:
+        ChainError: there is none, or it is no file.
+        OSError: it cannot be opened.
+    """
+    if not (run_dir / JOURNAL).exists():
+        raise ChainError(f"holds no run, {JOURNAL} is missing: wanted a run's directory or export")
+    return _open(run_dir / JOURNAL)
 
 
 def _read_footer(file: BinaryIO) -> SignedCheckpoint:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_events.errors import ChainError
+from esper_events.checkpoint import SignedCheckpoint
+from esper_events.errors import ChainError, cause
 from esper_events.keys import PublicKey
 from esper_events.reader import LogReader
 
@@ -16,8 +17,9 @@ class Report:
 
     ``head`` is the SHA-256 of the last good segment in hex, ``key`` the fingerprint of the key
     that the log was checked against ("" where there was none to be had), ``checkpoint`` the
-    number of events that the run's own signed checkpoint commits to, if there is one. The first
-    of ``messages`` is the verdict; the others say what could not be excluded.
+    number of events that the run's own signed checkpoint commits to, if there is one, and ``kept``
+    that of the checkpoint which the caller kept and which the log bears out. The first of
+    ``messages`` is the verdict; the others say what could not be excluded.
     """
 
     ok: bool
@@ -28,6 +30,7 @@ class Report:
     key: str
     log: str
     checkpoint: int | None
+    kept: int | None
     messages: tuple[str, ...]
 
     @property
@@ -36,31 +39,38 @@ class Report:
         return self.messages[0]
 
 
-def verify_path(path: Path, trusted: PublicKey | None = None) -> Report:
+def verify_path(
+    path: Path, trusted: PublicKey | None = None, kept: SignedCheckpoint | None = None
+) -> Report:
     """Check every byte of the run at ``path``, a run directory or an exported file.
 
     Args:
         path: what to check.
         trusted: the trainer's public key where the caller knows it; else the key that the log
             itself names is used, and the report says so.
+        kept: a checkpoint of this log from a source that the caller trusts, such as a copy of
+            ``DIR/checkpoint`` that was kept elsewhere: what came before it can then not have been
+            cut, rolled back or rewritten, not even by the owner of the key.
 
     Never raises for what it finds in ``path``: a damaged or missing log is a report that is not ok.
     """
-    reader = LogReader(path, trusted)
+    reader = LogReader(path, trusted, kept)
     try:
         for _ in reader.records():
             pass
     except ChainError as error:
-        return _report(reader, False, (str(error),))
+        return _report(reader, None, (str(error),))
     except (OSError, ValueError) as error:
-        return _report(reader, False, (f"cannot be read: {error}",))
-    return _report(reader, True, _findings(reader, trusted is not None))
+        return _report(reader, None, (f"cannot be read: {cause(error)}",))
+    size = 0 if kept is None else kept.checkpoint.size
+    return _report(reader, size, _findings(reader, trusted is not None, size))
 
 
-def _report(reader: LogReader, ok: bool, messages: tuple[str, ...]) -> Report:
+def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> Report:
+    """The report of a whole log, which bears out ``kept`` events, or of a bad one (None)."""
     verifier, checkpoint = reader.verifier, reader.checkpoint
     return Report(
-        ok=ok,
+        ok=kept is not None,
         events=verifier.events,
         segments=verifier.segments,
         head=verifier.head.hex(),
@@ -68,30 +78,37 @@ def _report(reader: LogReader, ok: bool, messages: tuple[str, ...]) -> Report:
         key="" if verifier.key is None else verifier.key.fingerprint,
         log=verifier.log,
         checkpoint=None if checkpoint is None else checkpoint.size,
+        kept=kept or None,
         messages=messages,
     )
 
 
-def _findings(reader: LogReader, pinned: bool) -> tuple[str, ...]:
+def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
     verifier, checkpoint = reader.verifier, reader.checkpoint
     fingerprint = "" if verifier.key is None else verifier.key.fingerprint
     found = [
         f"whole: {verifier.events} events in {verifier.segments} segments of log {verifier.log}, "
         f"signed by {fingerprint}"
     ]
+    if kept:
+        found[0] += f", the first {kept} as the kept checkpoint has them"
     if not verifier.ended:
-        last = "the start" if checkpoint is None else f"event {checkpoint.size - 1}"
+        vouched = max(kept, 0 if checkpoint is None else checkpoint.size)
+        last = f"event {vouched - 1}" if vouched else "the start"
         found.append(
             "the run has not ended in this log; a cut at a segment boundary "
             f"after {last} is not excluded"
         )
-    if not pinned:
+    if not (pinned or kept):
         found.append(
             "the key was taken from the log itself; a log made up whole under another key is "
             "not excluded (compare the fingerprint, or pin the key)"
         )
-    found.append(
-        "a history rolled back or rewritten by the owner of the key is not excluded "
-        "(compare with a checkpoint that was kept elsewhere)"
-    )
+    if kept < verifier.events or not verifier.ended:
+        after = f" after event {kept - 1}" if kept else ""
+        which = "a later checkpoint" if kept else "a checkpoint"
+        found.append(
+            f"a history rolled back or rewritten{after} by the owner of the key is not excluded "
+            f"(compare with {which} that was kept elsewhere)"
+        )
     return tuple(found)

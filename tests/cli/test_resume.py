@@ -81,8 +81,8 @@ def test_what_cannot_be_resumed_is_told(whole: tuple[Path, dict[str, object]]) -
     directory, _ = whole
     (directory / "empty").mkdir()
     for arguments, code, words in (
-        (["--resume", "whole"], 3, "has ended (completed): there is nothing to resume"),
-        (["--resume", "empty"], 2, "does not begin with a whole segment"),
+        (["--resume", "whole"], 2, "has ended (completed): there is nothing to resume"),
+        (["--resume", "empty"], 1, "holds no run, journal/segments is missing"),
         (["small.toml", "--resume", "whole"], 2, "from the run itself"),
         ([], 2, "wanted CONFIG.toml, or --resume DIR"),
     ):

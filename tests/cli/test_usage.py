@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from esper.cli import failures
 from esper.cli.main import esper as group
+from esper_events.keys import SigningKey
 from support.command import ROOT, SMALL, environment, esper
+from support.event_runs import blueprint, lattice, make_run, started
+from support.histories import KEY
 
 VERBS = sorted(group.commands)
 
@@ -63,7 +68,6 @@ def test_nothing_slow_is_loaded_before_it_is_needed(tmp_path: Path, arguments: l
         (["train", "good.toml", "--nats", "here"], "esper: --nats: got 'here', wanted an address"),
         (["train", "good.toml", "--run-dir", "bad.toml/x"], "esper: --run-dir bad.toml/x: cannot"),
         (["train", "factory.toml"], "esper: model.factory: importing 'not_there' failed"),
-        (["export-log", ".", "out"], "esper: . has no checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -101,25 +105,111 @@ def test_bad_usage_is_exit_code_2(
     assert failures.run(group, arguments) == 2
 
 
-def test_a_directory_that_holds_no_run_fails_verification(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+READERS = {
+    "verify": ["verify", "run"],
+    "show": ["show", "run"],
+    "replay": ["replay", "run"],
+    "rerun": ["rerun", "run"],
+    "repair": ["repair", "run"],
+    "export-log": ["export-log", "run", "out"],
+    "train": ["train", "--resume", "run"],
+}
+
+
+def nothing(run: Path) -> None:
+    """No run at all."""
+
+
+def empty(run: Path) -> None:
+    (run / "journal").mkdir()
+    (run / "journal" / "segments").touch()
+
+
+def torn(run: Path) -> None:
+    make_run(KEY, ((started(KEY), lattice("fc")),)).write(run)
+    segments = run / "journal" / "segments"
+    segments.write_bytes(segments.read_bytes()[:-5])
+
+
+def noise(run: Path) -> None:
+    (run / "journal").mkdir()
+    (run / "journal" / "segments").write_bytes(bytes(range(256)))
+
+
+def a_directory(run: Path) -> None:
+    (run / "journal" / "segments").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("spoil", [nothing, empty, torn, noise, a_directory])
+def test_a_log_that_is_damaged_or_missing_is_one_line_and_exit_code_1_of_every_verb(
+    verb: str,
+    spoil: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert failures.run(group, ["verify", str(tmp_path)]) == 1
-    assert "FAILED" in capsys.readouterr().out
-    assert failures.run(group, ["show", str(tmp_path)]) == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    spoil(tmp_path / "run")
+    assert failures.run(group, READERS[verb]) == failures.VERIFICATION_FAILED
+    told = capsys.readouterr()
+    if verb == "verify":  # The verdict is what was asked for.
+        assert (told.out[:13], told.err) == ("run: FAILED: ", "")
+    else:
+        assert (told.out, told.err[:20]) == ("", "esper: run: FAILED: ")
+    assert len((told.out + told.err).splitlines()) == 1
+    assert "Errno" not in told.out + told.err
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_key_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "key").write_text("no key")
-    assert failures.run(group, ["verify", str(tmp_path), "--key", str(tmp_path / "key")]) == 2
+@pytest.mark.parametrize("verb", ["verify", "show", "replay", "rerun"])
+def test_another_key_fails_and_a_bad_key_is_bad_usage(
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(KEY, ((started(KEY), lattice("fc")),)).write(tmp_path / "run")
+    SigningKey.generate().public.save(tmp_path / "other.pub")
+    (tmp_path / "noise").write_text("no key")
+    assert failures.run(group, [verb, "run", "--key", "other.pub"]) == failures.VERIFICATION_FAILED
+    told = capsys.readouterr()
+    assert "signed by key" in told.out + told.err
+    assert failures.run(group, [verb, "run", "--key", "noise"]) == failures.BAD_USAGE
     assert "--key" in capsys.readouterr().err
 
 
-def test_repair_of_what_is_no_run_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_kept_checkpoint_tells_of_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failures.run(group, ["repair", str(tmp_path)]) == failures.FAILED
-    assert "holds no journal" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    groups = ((started(KEY), lattice("fc")), (blueprint(),))
+    make_run(KEY, groups).write(tmp_path / "run")
+    (tmp_path / "kept").write_bytes((tmp_path / "run" / "checkpoint").read_bytes())
+    assert failures.run(group, ["verify", "run", "--checkpoint", "kept"]) == 0
+    make_run(KEY, groups[:1]).write(tmp_path / "run")
+    assert failures.run(group, ["verify", "run"]) == 0
+    capsys.readouterr()
+    assert failures.run(group, ["verify", "run", "--checkpoint", "kept", "--json"]) == 1
+    (message,) = json.loads(capsys.readouterr().out)["messages"]
+    assert "the kept checkpoint commits to 3: it was cut or rolled back" in message
+    (tmp_path / "kept").write_text("noise")
+    assert failures.run(group, ["verify", "run", "--checkpoint", "kept"]) == failures.BAD_USAGE
+    assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
+    table = (ROOT / "docs" / "cli.md").read_text()
+    codes = [int(line.split("|")[1]) for line in table.splitlines() if line[2:3].isdigit()]
+    assert codes == [
+        failures.GOOD,
+        failures.VERIFICATION_FAILED,
+        failures.BAD_USAGE,
+        failures.FAILED,
+        failures.INTERRUPTED,
+    ]
 
 
 class TestUnexpected:

@@ -56,6 +56,29 @@ def test_another_key_exits_1(directory: Path, tmp_path: Path) -> None:
     assert "signed by key" in result.output
 
 
+def test_a_kept_checkpoint_tells_of_a_cut_that_the_run_itself_hides(
+    run: Run, running: Run, directory: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes((directory / "checkpoint").read_bytes())
+    whole = esper_verify(directory, "--checkpoint", kept)
+    assert whole.exit_code == 0
+    assert "the first 7 as the kept checkpoint has them" in whole.output
+    assert "note:" not in whole.output
+    running.write(directory)
+    assert esper_verify(directory).exit_code == 0
+    cut = esper_verify(directory, "--checkpoint", kept)
+    assert cut.exit_code == 1
+    assert "but the kept checkpoint commits to 7: it was cut or rolled back" in cut.output
+
+
+def test_a_path_does_not_steer_the_terminal(directory: Path) -> None:
+    odd = directory.rename(directory.with_name("a\x1b[31mb"))
+    result = esper_verify(odd)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.output
+
+
 def test_json_is_one_object(run: Run, directory: Path) -> None:
     found = json.loads(esper_verify(directory, "--json").output)
     assert (found["ok"], found["events"], found["segments"]) == (True, 7, 3)
@@ -74,6 +97,8 @@ def test_bad_usage_exits_2(directory: Path, tmp_path: Path) -> None:
         (tmp_path / "missing",),
         (directory, "--key", tmp_path / "missing"),
         (directory, "--key", noise),
+        (directory, "--checkpoint", tmp_path / "missing"),
+        (directory, "--checkpoint", noise),
         (directory, "--nonsense"),
     ):
         result = esper_verify(*arguments)

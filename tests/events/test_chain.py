@@ -162,9 +162,10 @@ def test_a_verifier_that_refused_accepts_nothing_more(run: Run) -> None:
 def test_the_root_at_a_watched_size_is_kept(run: Run) -> None:
     whole = run.verifier()
     for size in range(1, 9):
-        verifier = ChainVerifier(watch=size)
+        verifier = ChainVerifier()
+        verifier.watch(size)
         for data in run.segments:
             verifier.accept(data)
         assert verifier.tree.root() == whole.tree.root()
-        assert (verifier.watched_root is None) == (size > 7)
-        assert (verifier.watched_root == whole.tree.root()) == (size == 7)
+        assert (size in verifier.watched_roots) == (size <= 7)
+        assert (verifier.watched_roots.get(size) == whole.tree.root()) == (size == 7)

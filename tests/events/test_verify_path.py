@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper_events.checkpoint import Checkpoint, write_checkpoint
+from esper_events.chain import ChainVerifier
+from esper_events.checkpoint import (
+    Checkpoint,
+    parse_checkpoint,
+    write_checkpoint,
+)
 from esper_events.codec import encode_event
 from esper_events.errors import ChainError
 from esper_events.events import PlateauDetected
@@ -124,6 +129,65 @@ def test_a_history_forked_by_the_owner_contradicts_a_kept_checkpoint(
     assert "not those its signed checkpoint commits to" in report.message
 
 
+@pytest.mark.parametrize("size", range(1, 8))
+def test_a_kept_checkpoint_is_borne_out_by_the_log_it_is_of(
+    run: Run, tmp_path: Path, size: int
+) -> None:
+    run.write(tmp_path)
+    export_run(tmp_path, tmp_path / "run.esper")
+    verifier = ChainVerifier()
+    verifier.watch(size)
+    for segment in run.segments:
+        verifier.accept(segment)
+    note = Checkpoint("run-1", size, verifier.watched_roots[size]).sign(run.key)
+    for path in (tmp_path, tmp_path / "run.esper"):
+        report = verify_path(path, kept=parse_checkpoint(note))
+        assert report.ok
+        assert report.kept == size
+        assert f"the first {size} as the kept checkpoint has them" in report.message
+        left = [f"rewritten after event {size - 1} by the owner"] if size < 7 else []
+        assert len(report.messages) == 1 + len(left)
+        assert all(text in report.messages[1] for text in left)
+
+
+def test_a_kept_checkpoint_finds_a_cut_a_rollback_and_a_history_written_anew(
+    run: Run, running: Run, make: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Where the owner of the key signed a checkpoint for what he left, too."""
+    plateau = PlateauDetected(time=9.0, step=9, figures={"loss": 0.1})
+    thief = SigningKey.generate()
+    for number, (other, reason) in enumerate(
+        (
+            (running, "with 6 events, but the kept checkpoint commits to 7: it was cut or rolled"),
+            (make(run.groups[0]), "with 3 events, but the kept checkpoint commits to 7"),
+            (
+                make(run.groups[0], (plateau, *run.groups[1][1:]), *run.groups[2:]),
+                "the first 7 events are not those the kept checkpoint commits to",
+            ),
+            (make_run(thief, ((started(thief),),)), "the kept checkpoint: the signature does not"),
+        )
+    ):
+        other.write(tmp_path / str(number))
+        assert verify_path(tmp_path / str(number)).ok
+        report = verify_path(tmp_path / str(number), kept=parse_checkpoint(run.note))
+        assert not report.ok
+        assert report.kept is None
+        assert reason in report.message
+
+
+def test_a_checkpoint_kept_of_another_log_or_forged_fails(run: Run, tmp_path: Path) -> None:
+    run.write(tmp_path)
+    root = run.verifier().tree.root()
+    for note, reason in (
+        (Checkpoint("run-2", 7, root).sign(run.key), "is of log run-2, this is run-1"),
+        (Checkpoint("run-1", 7, root).sign(SigningKey.generate()), "the signature does not fit"),
+        (Checkpoint("run-1", 7, bytes(32)).sign(run.key), "the first 7 events are not those"),
+    ):
+        report = verify_path(tmp_path, kept=parse_checkpoint(note))
+        assert not report.ok
+        assert reason in report.message
+
+
 def test_a_run_made_up_under_another_key_is_caught_by_the_pinned_one(
     run: Run, tmp_path: Path
 ) -> None:
@@ -146,11 +210,11 @@ def test_what_is_no_run_is_a_report_and_no_exception(tmp_path: Path) -> None:
     (journal / "segments").mkdir(parents=True)
     for path, reason in (
         (tmp_path / "missing", "No such file"),
-        (empty, "No such file"),
+        (empty, "holds no run, journal/segments is missing"),
         (file, "neither a run directory nor an exported run"),
         (pipe, "not a regular file"),
         (journal.parent, "not a regular file"),
-        (loop, "symbolic links"),
+        (loop, f"cannot be read: Too many levels of symbolic links: {loop}"),
         (Path("nul\0byte"), "cannot be read"),
         (Path("x" * 5000), "cannot be read"),
     ):

@@ -240,7 +240,7 @@ def test_acknowledgement_by_the_server_waits_for_the_server(
 def test_repair_needs_a_journal_that_nobody_writes(
     tmp_path: Path, workspace: Workspace, key: SigningKey
 ) -> None:
-    with pytest.raises(JournalError, match="holds no journal"):
+    with pytest.raises(JournalError, match="holds no run, journal/segments is missing"):
         repair_replica(tmp_path, workspace)
     writer = JournalStore(tmp_path / "journal")
     with pytest.raises(ConflictError, match="being written by a run"):
