@@ -11,6 +11,7 @@ import msgspec
 from esper_events.events import (
     LatticeDeclared,
     Record,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -42,21 +43,27 @@ class OpenDecision(msgspec.Struct, frozen=True):
 
 
 class LatticeState(msgspec.Struct, frozen=True):
-    """Slots, seeds and open decisions after ``records`` records of the log."""
+    """Slots, seeds and open decisions after ``records`` records of the log.
+
+    ``folded`` has, for each fossil that is part of a module's weights, that module's digest.
+    """
 
     records: int = 0
     slots: tuple[str, ...] = ()
     seeds: dict[int, SeedState] = {}
     open: dict[int, OpenDecision] = {}
     lapsed: int = 0
+    folded: dict[int, str] = {}
 
     def digest(self) -> str:
         """SHA-256 in hex of the state in msgpack, its mappings as pairs in order of their keys.
 
-        ``records`` is left out: events about other things do not change the lattice.
+        ``records`` is left out: events about other things do not change the lattice. ``folded``
+        is part of it where there is any.
         """
         seeds, decisions = sorted(self.seeds.items()), sorted(self.open.items())
-        parts = (self.slots, seeds, decisions, self.lapsed)
+        folded = (sorted(self.folded.items()),) if self.folded else ()
+        parts = (self.slots, seeds, decisions, self.lapsed, *folded)
         return hashlib.sha256(msgspec.msgpack.encode(parts)).hexdigest()
 
     def fossils(self) -> list[tuple[int, SeedState]]:
@@ -85,6 +92,8 @@ def fold(state: LatticeState, record: Record) -> LatticeState:
         case TransitionLapsed(decision=decision):
             _, remaining = _take(state, decision)
             return msgspec.structs.replace(state, open=remaining, lapsed=state.lapsed + 1)
+        case SeedFolded() as folded:
+            return _fold_in(state, folded)
         case _:
             return state
 
@@ -127,6 +136,18 @@ def _apply(state: LatticeState, applied: TransitionApplied) -> LatticeState:
     )
 
 
+def _fold_in(state: LatticeState, folded: SeedFolded) -> LatticeState:
+    seed = state.seeds.get(folded.seed)
+    if seed is None or seed.stage is not Stage.FOSSILIZED or seed.slot != folded.slot:
+        raise ProjectionError(
+            f"seed {folded.seed} is folded in slot {folded.slot!r}, but it is {seed}: wanted a "
+            "fossil there"
+        )
+    if folded.seed in state.folded:
+        raise ProjectionError(f"seed {folded.seed} is folded a second time")
+    return msgspec.structs.replace(state, folded={**state.folded, folded.seed: folded.after})
+
+
 def _take(state: LatticeState, number: int) -> tuple[OpenDecision, dict[int, OpenDecision]]:
     decision = state.open.get(number)
     if decision is None:
@@ -141,4 +162,6 @@ def first_difference(live: LatticeState, folded: LatticeState) -> str:
         here, there = live.seeds.get(number, nothing), folded.seeds.get(number, nothing)
         if here != there:
             return f"seed {number} is {here}, the log says {there}"
+    if live.folded != folded.folded:
+        return f"folded are {live.folded}, the log says {folded.folded}"
     return f"{live.lapsed} lapses against {folded.lapsed}, open {folded.open}"

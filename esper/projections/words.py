@@ -23,7 +23,9 @@ def lattice_words(state: LatticeState) -> list[str]:
     for number, seed in sorted(state.seeds.items()):
         weights = f", tensors {seed.weights[:_SHORT]}" if seed.weights else ""
         body = seed.blueprint[:_SHORT]
-        lines.append(f"seed {number}: {seed.stage.value}, {body} in {seed.slot}{weights}")
+        module = state.folded.get(number)
+        folded = f", folded into a module of digest {module[:_SHORT]}" if module else ""
+        lines.append(f"seed {number}: {seed.stage.value}, {body} in {seed.slot}{weights}{folded}")
     lines += _open(state.open)
     if state.lapsed:
         lines.append(f"decisions lapsed: {state.lapsed}")

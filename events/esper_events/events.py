@@ -132,6 +132,25 @@ class TransitionLapsed(_Event, frozen=True, tag="transition.lapsed"):
     reason: str
 
 
+class SeedFolded(_Event, frozen=True, tag="seed.folded"):
+    """A fossil became part of the weights of ``module``, one of the host's own, and stands in the
+    forward path no more.
+
+    ``before`` and ``after`` are digests of the module's tensors. ``difference`` is the largest
+    absolute difference that this made to the slot's output on a held-out batch, ``largest`` the
+    largest absolute value there before.
+    """
+
+    step: int
+    seed: int
+    slot: str
+    module: str
+    before: str
+    after: str
+    difference: float
+    largest: float
+
+
 class WeightsRecorded(_Event, frozen=True, tag="weights.recorded"):
     """The host's bits after a step: the SHA-256 in hex of every tensor of its ``state_dict``, by
     name, in the canonical form of final weights. A re-run is held to it."""
@@ -190,6 +209,7 @@ Event = (
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed
+    | SeedFolded
     | WeightsRecorded
     | CheckpointWritten
     | BreakerChanged

@@ -14,6 +14,7 @@ from esper_events.events import (
     LatticeDeclared,
     RunEnded,
     RunStarted,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -32,6 +33,7 @@ class Rules:
         self._decisions: set[int] = set()
         self._stages: dict[int, Stage] = {}
         self._seeds: dict[int, tuple[str, str]] = {}
+        self._folded: set[int] = set()
         self._slots: set[str] = set()
         self._blueprints: set[str] = set()
 
@@ -61,6 +63,8 @@ class Rules:
                 reason = self._apply(event)
             case TransitionLapsed():
                 reason = self._close(event)
+            case SeedFolded():
+                reason = self._fold(event)
             case RunEnded():
                 reason = self._end(event)
         return reason
@@ -104,6 +108,18 @@ class Rules:
         if event.decision in self._decisions:
             return f"decision {event.decision} was already applied or lapsed"
         return f"decision {event.decision} was never taken"
+
+    def _fold(self, event: SeedFolded) -> str | None:
+        stage = self._stages.get(event.seed, Stage.DORMANT)
+        if stage is not Stage.FOSSILIZED:
+            return f"seed {event.seed} is folded, but it is {stage.value}, not fossilized"
+        if event.seed in self._folded:
+            return f"seed {event.seed} is folded a second time"
+        slot, _ = self._seeds[event.seed]
+        if slot != event.slot:
+            return f"seed {event.seed} is folded in slot {event.slot}, but it is in {slot}"
+        self._folded.add(event.seed)
+        return None
 
     def _wrong_stage(self, decided: TransitionDecided) -> str | None:
         stage = self._stages.get(decided.seed, Stage.DORMANT)

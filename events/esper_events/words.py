@@ -15,6 +15,7 @@ from esper_events.events import (
     ReplicaChanged,
     RunEnded,
     RunStarted,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -68,6 +69,7 @@ def _say_step(
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed
+    | SeedFolded
     | WeightsRecorded
     | CheckpointWritten
     | BreakerChanged,
@@ -89,6 +91,12 @@ def _say_step(
             return f"decision {event.decision} applied{lost}"
         case TransitionLapsed():
             return f"decision {event.decision} lapsed: {event.reason}"
+        case SeedFolded():
+            return (
+                f"seed {event.seed} in {event.slot} folded into {event.module}, whose digest goes "
+                f"from {event.before[:12]} to {event.after[:12]} [difference "
+                f"{event.difference:.2g} of {event.largest:.2g}]"
+            )
         case WeightsRecorded():
             return f"the bits of {_count(len(event.tensors), 'tensor')} are on record"
         case CheckpointWritten():

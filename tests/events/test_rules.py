@@ -16,7 +16,17 @@ from esper_events.events import Event, ReplicaChanged, RunEnded, TransitionLapse
 from esper_events.keys import SigningKey
 from esper_events.rules import Rules
 from esper_events.stages import Stage, is_legal
-from support.event_runs import Run, applied, blueprint, decided, ended, lattice, started
+from support.event_runs import (
+    UP,
+    Run,
+    applied,
+    blueprint,
+    decided,
+    ended,
+    folded,
+    lattice,
+    started,
+)
 
 KEY = SigningKey.generate()
 START = started(KEY)
@@ -49,6 +59,24 @@ def test_a_seed_lives_and_dies() -> None:
     for number, (source, target) in enumerate(pairwise(path)):
         story += (decided(number, source, target), applied(number))
     assert refusal(*story, ended()) is None
+
+
+def fossil() -> list[Event]:
+    story: list[Event] = [START]
+    for number, (source, target) in enumerate(pairwise(UP)):
+        story += (decided(number, source, target), applied(number))
+    return story
+
+
+def test_a_fossil_is_folded_once_in_its_own_slot() -> None:
+    assert refusal(*fossil(), folded(), ended()) is None
+    assert "a second time" in (refusal(*fossil(), folded(), folded()) or "")
+    assert "it is in fc" in (refusal(*fossil(), folded(slot="other")) or "")
+
+
+@pytest.mark.parametrize("length", [1, 5, 11])
+def test_what_is_no_fossil_is_not_folded(length: int) -> None:
+    assert "not fossilized" in (refusal(*fossil()[:length], folded()) or "")
 
 
 @pytest.mark.parametrize(

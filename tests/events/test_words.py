@@ -17,6 +17,7 @@ from esper_events.events import (
     Record,
     ReplicaChanged,
     RunEnded,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
 )
@@ -81,6 +82,21 @@ def test_text_from_a_log_cannot_steer_a_terminal() -> None:
         (
             TransitionApplied(time=0.0, decision=4, step=10, seed_weights="", steps_lost=1),
             "step 10: decision 4 applied, 1 step lost",
+        ),
+        (
+            SeedFolded(
+                time=0.0,
+                step=500,
+                seed=3,
+                slot="fc",
+                module="fc",
+                before="a" * 64,
+                after="b" * 64,
+                difference=1.25e-7,
+                largest=2.5,
+            ),
+            "step 500: seed 3 in fc folded into fc, whose digest goes from aaaaaaaaaaaa to "
+            "bbbbbbbbbbbb [difference 1.2e-07 of 2.5]",
         ),
         (
             CheckpointWritten(time=0.0, step=500, file="a" * 64, weights="b" * 64),

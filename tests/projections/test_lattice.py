@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from esper.projections.lattice import (
     fold,
     fold_all,
 )
+from esper.projections.words import lattice_words
 from esper_events.events import (
     BreakerChanged,
     Event,
@@ -28,7 +30,7 @@ from esper_events.events import (
     TransitionLapsed,
 )
 from esper_events.stages import Stage, is_legal
-from support.event_runs import lattice
+from support.event_runs import UP, folded, lattice
 from support.growth_runs import FAST, OneSeed, grow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +66,11 @@ def records(*events: Event) -> list[Record]:
     return [Record(index, event) for index, event in enumerate((lattice(*SLOTS), *events))]
 
 
+FOSSIL = tuple(
+    event
+    for number, (source, target) in enumerate(pairwise(UP))
+    for event in (decided(number, source, target), applied(number))
+)
 GERMINATED = (decided(0, Stage.DORMANT, Stage.GERMINATED), applied(0))
 
 
@@ -119,6 +126,9 @@ def test_a_fold_from_the_middle_equals_one_from_the_start_at_every_index() -> No
             (*GERMINATED, decided(1, Stage.GERMINATED, Stage.TRAINING, body="c"), applied(1)),
             "another blueprint; it is in 'fc'",
         ),
+        ((*GERMINATED, folded(0)), "wanted a fossil there"),
+        ((*FOSSIL, folded(0, "head")), "wanted a fossil there"),
+        ((*FOSSIL, folded(0), folded(0)), "folded a second time"),
     ],
 )
 def test_what_no_trainer_could_have_written_is_refused(
@@ -145,6 +155,14 @@ def test_events_about_other_things_leave_the_digest_alone() -> None:
     later = fold(state, Record(state.records, other))
     assert later.records == state.records + 1
     assert later.digest() == state.digest()
+
+
+def test_a_folded_seed_is_marked_and_the_digest_tells() -> None:
+    before, after = fold_all(records(*FOSSIL)), fold_all(records(*FOSSIL, folded(0)))
+    assert after.folded == {0: "after"}
+    assert after.seeds == before.seeds
+    assert after.digest() != before.digest()
+    assert any("folded into a module" in line for line in lattice_words(after))
 
 
 def test_the_digest_tells_every_part_apart_and_no_order_of_filling() -> None:

@@ -31,7 +31,7 @@ from esper_events.events import (
 )
 from esper_events.keys import SigningKey
 from esper_events.stages import Gate, Stage
-from support.event_runs import lattice, started
+from support.event_runs import folded, lattice, started
 
 KEY = SigningKey.generate()
 WIDEN, BOTTLE, SPARE = (hashlib.sha256(name).hexdigest() for name in (b"w", b"b", b"s"))
@@ -356,6 +356,9 @@ def test_no_part_of_a_state_is_left_out_of_its_digest(name: str) -> None:
     left_out = msgspec.structs.replace(lattice("fc", "head"), left_out={"tail": "no slot"})
     history.say(left_out)
     history.decide(58, 1, Stage.EMBARGOED)
+    for stage in (Stage.GERMINATED, Stage.TRAINING, *UP[2:5], Stage.FOSSILIZED):
+        history.move(60, 3, stage)
+    history.say(folded(3, "fc"))
     history.end("")
     projection = PROJECTIONS[name]
     state, empty = projection.fold_all(history.records), projection.initial

@@ -17,6 +17,7 @@ from esper_events.events import (
     PlateauDetected,
     RunEnded,
     RunStarted,
+    SeedFolded,
     SlotDeclared,
     TransitionApplied,
     TransitionDecided,
@@ -30,6 +31,17 @@ from esper_events.stages import Stage
 LOG = "run-1"
 BODY = b"blueprint"
 BLUEPRINT = hashlib.sha256(BODY).hexdigest()
+
+UP = (
+    Stage.DORMANT,
+    Stage.GERMINATED,
+    Stage.TRAINING,
+    Stage.GRAFTING,
+    Stage.STABILIZING,
+    Stage.EVALUATING,
+    Stage.FOSSILIZED,
+)
+"""The way of a seed that earns its place."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,20 @@ def decided(
 
 def applied(decision: int) -> TransitionApplied:
     return TransitionApplied(time=3.0, decision=decision, step=11, seed_weights="")
+
+
+def folded(seed: int = 1, slot: str = "fc") -> SeedFolded:
+    return SeedFolded(
+        time=3.5,
+        step=11,
+        seed=seed,
+        slot=slot,
+        module=slot,
+        before="before",
+        after="after",
+        difference=1e-7,
+        largest=2.0,
+    )
 
 
 def ended() -> RunEnded:

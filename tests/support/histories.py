@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from esper_events.events import (
 from esper_events.keys import SigningKey
 from esper_events.rules import Rules
 from esper_events.stages import TRANSITIONS, Gate, Stage
-from support.event_runs import LOG, lattice, make_run
+from support.event_runs import LOG, UP, applied, decided, folded, lattice, make_run
 
 KEY = SigningKey.generate()
 SLOTS = ("fc", "head", "a..b")
@@ -118,6 +119,17 @@ class Teller:
             reason = self.draw(_TEXT)
             self.say(TransitionLapsed(time=0.0, decision=number, step=step, reason=reason))
 
+    def fossilize(self) -> None:
+        """A seed from its beginning to its end as a fossil, folded into its module or not."""
+        seed, slot, body = len(self.stages), self.draw(st.sampled_from(SLOTS)), min(BODIES)
+        for source, target in pairwise(UP):
+            number = sum(isinstance(event, TransitionDecided) for event in self.events)
+            self.say(decided(number, source, target, seed, slot, body))
+            self.say(applied(number))
+        self.stages[seed], self.places[seed] = UP[-1], (slot, body)
+        if self.draw(st.booleans()):
+            self.say(folded(seed, slot))
+
     def measure(self) -> None:
         step, figures, text = self.draw(_STEPS), self.draw(_FIGURES), self.draw(_TEXT)
         seed, state = self.draw(st.integers(0, 3)), self.draw(st.sampled_from(("open", "closed")))
@@ -159,6 +171,8 @@ def _histories(draw: DrawFn) -> list[Record]:
     acts = (teller.decide, teller.decide, teller.settle, teller.settle, teller.measure)
     for act in draw(st.lists(st.sampled_from(range(len(acts))), max_size=30)):
         acts[act]()
+    if draw(st.integers(0, 3)) == 0:
+        teller.fossilize()
     if draw(st.booleans()):
         teller.end()
     return [Record(index, event) for index, event in enumerate(teller.events)]
