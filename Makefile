@@ -9,7 +9,8 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-table test check format bench null-test isolation-campaign kill-campaign clean
+.PHONY: help build demo demo-table test check format bench null-test isolation-campaign kill-campaign \
+	rerun-campaign replay-campaign clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -54,6 +55,12 @@ isolation-campaign: $(VENV)/.built  ## 500 trials: seeds in TRAINING leave no tr
 
 kill-campaign: $(VENV)/.built  ## 20 runs killed at random moments: do they resume to the same bits?
 	$(BIN)/python -m benchmarks.kill_campaign
+
+rerun-campaign: $(VENV)/.built  ## Ten runs of the examples, trained again from their logs
+	$(BIN)/python -m benchmarks.rerun_campaign
+
+replay-campaign: $(VENV)/.built  ## Live digests against replayed ones at every place of the log
+	$(BIN)/python -m benchmarks.replay_campaign
 
 clean:  ## Remove what building leaves behind, .venv included
 	rm -rf $(VENV) build dist *.egg-info events/*.egg-info .pytest_cache .mypy_cache .ruff_cache
