@@ -150,7 +150,8 @@ class EventLog:
     def close(self, timeout: float = 10.0) -> LogSummary:
         """Write what is left, wait at most ``timeout`` seconds for disk and server, let go.
 
-        A server that is away never makes this fail; a failed journal shows in ``failure``.
+        A server that is away never makes this fail, and is asked only once more; a failed journal
+        shows in ``failure``.
         """
         if self._summary is not None:
             return self._summary

@@ -14,6 +14,9 @@ from esper.log.store import RemoteStore, Store, StoreSource
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 2.0
 _CHECK_SECONDS = 1.0
+_AWAY_SECONDS = 3.0
+"""How long a server that is known to be away may take to answer, when the log closes."""
+_LEAVE_SECONDS = 0.5
 
 Standing = Literal["none", "connecting", "level", "lagging"]
 
@@ -53,6 +56,10 @@ class Replica:
         self._changed = threading.Condition()
         self._stopping = False
         self._hurried = False
+        self._connected = False
+        self._attempts = 0
+        self._failed = 0
+        """The last attempt to follow that came to nothing."""
         self._shipped = 0
         self._standing: Standing = "connecting"
         self._reason = ""
@@ -70,23 +77,41 @@ class Replica:
             self._changed.notify_all()
 
     def finish(self, timeout: float) -> None:
-        """Wait at most ``timeout`` seconds for the copy to be level, then stop."""
-        deadline = time.monotonic() + timeout
+        """Wait at most ``timeout`` seconds for the copy to be level, then stop.
+
+        Sooner, when the server is away: an attempt that is begun now and fails is the last one.
+        """
+        deadline = time.monotonic() + max(0.0, timeout)
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._shipped >= self._journal.count, max(0.0, timeout))
+            begun = self._attempts
+
+            def over() -> bool:
+                return self._shipped >= self._journal.count or self._failed > begun
+
+            if self._standing == "lagging":
+                answered = min(timeout, _AWAY_SECONDS)
+                self._changed.wait_for(lambda: self._connected or over(), max(0.0, answered))
+            if self._connected or self._standing != "lagging":
+                self._changed.wait_for(over, max(0.0, deadline - time.monotonic()))
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join(max(0.5, deadline - time.monotonic()))
+            # A thread that still waits for a connection holds nothing that must be let go.
+            patience = deadline - time.monotonic() if self._connected else _LEAVE_SECONDS
+        self._thread.join(max(_LEAVE_SECONDS, patience))
 
     def _run(self) -> None:
         delay = _FIRST_RETRY_SECONDS
         while not self._stopping:
             before = self._shipped
+            self._attempts += 1
             try:
                 self._follow()
             except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on without
+                with self._changed:
+                    self._failed = self._attempts
+                    self._changed.notify_all()
                 if self._shipped > before:
                     delay = _FIRST_RETRY_SECONDS
                 self._fall_behind(error)
@@ -98,11 +123,13 @@ class Replica:
         """Ship over one connection until the run stops or the connection fails."""
         store = self._source.connect()
         try:
+            self._connected = True
             self._compare(store)
             while not self._stopping:
                 self._ship(store)
                 self._rest(store)
         finally:
+            self._connected = False
             store.close()
 
     def _compare(self, store: RemoteStore) -> None:

@@ -172,6 +172,41 @@ def test_a_run_ends_well_without_its_server_and_is_repaired_later(
     assert out + err == ""
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["refusing", "silent"])
+def test_closing_does_not_wait_for_a_server_that_is_known_to_be_away(
+    server: UserServer, tmp_path: Path, key: SigningKey, silent: bool
+) -> None:
+    log = open_on(server, tmp_path, key)
+    wait_until(lambda: level(log))
+    server.signal(signal.SIGSTOP)
+    if not silent:
+        server.kill()
+    log.append(plateau(1))
+    wait_until(lambda: log.replica_state.standing == "lagging")
+    log.append(ended())
+    begin = time.monotonic()
+    summary = log.close(timeout=600.0)
+    assert time.monotonic() - begin < 60
+    assert summary.behind == summary.segments - 1
+    assert log.failure is None
+    assert verify_path(tmp_path / "run").ok
+
+
+def test_closing_completes_the_copy_on_a_server_that_has_just_come_back(
+    server: UserServer, tmp_path: Path, key: SigningKey
+) -> None:
+    log = open_on(server, tmp_path, key)
+    wait_until(lambda: level(log))
+    server.kill()
+    for n in range(100):
+        log.append(plateau(n))
+    wait_until(lambda: log.replica_state.standing == "lagging")
+    log.append(ended())
+    server.start()
+    assert log.close().behind == 0
+    assert copy_on(server.url, "r") == journal_of(tmp_path / "run")
+
+
 def test_a_run_that_never_saw_its_server_can_be_given_to_the_embedded_one(
     tmp_path: Path, workspace: Workspace, server: UserServer
 ) -> None:
