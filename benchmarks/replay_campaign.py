@@ -8,6 +8,7 @@ every place, and in batches of several sizes. Every digest must be the live one.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -17,17 +18,20 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.commands import copied, parser, python, told
+from benchmarks.commands import Popen, copied, parser, python, told
 from benchmarks.live_digests import LiveDigests
 from esper.projections import snapshots
 from esper.projections.catalogue import PROJECTIONS
 from esper.projections.projection import Projection
 from esper.projections.replay import replay
+from esper.projections.snapshots import Snapshot
 from esper_events.events import Record
 from esper_events.reader import LogReader
 
 HASH_SEEDS = ("0", "1", "4711", "random")
 BATCHES = (1, 7, 64)
+REACH = 16
+RARELY = 25
 
 Found = Iterator[tuple[str, int, str]]
 """Ways by which a state was reached, its place, and its digest."""
@@ -45,29 +49,29 @@ def in_batches(projection: Projection[Any], records: Sequence[Record], size: int
 
 
 def from_snapshots(projection: Projection[Any], records: Sequence[Record]) -> Found:
-    """Every state from a snapshot of each state before it: what is kept, and then folded on."""
+    """Every state through the bytes of a snapshot, the ``REACH`` states after it, and the last."""
     state = projection.initial
     for place, record in enumerate(records, start=1):
-        state = projection.fold(state, record)
-        kept = snapshots.take(projection, state, "", b"")
-        again = snapshots.restore(
-            projection,
-            msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=snapshots.Snapshot),
-        )
-        yield f"from a snapshot at {place}", place, again.digest()
-        for later, following in enumerate(records[place:], start=place + 1):
-            again = projection.fold(again, following)
-            yield f"from a snapshot at {place}", later, again.digest()
+        how, state = f"from a snapshot at {place}", projection.fold(state, record)
+        kept = msgspec.msgpack.encode(snapshots.take(projection, state, "", b""))
+        again = msgspec.msgpack.decode(kept, type=Snapshot)
+        later = snapshots.restore(projection, again)
+        yield how, place, later.digest()
+        for following in records[place : place + REACH]:
+            later = projection.fold(later, following)
+            yield how, later.records, later.digest()
+        later = projection.fold_all(records[later.records :], later)
+        yield how, len(records), later.digest()
 
 
 def by_replay(projection: Projection[Any], run_dir: Path, records: int) -> Found:
-    """Every state as ``esper replay`` gives it, without a cache and then with one."""
-    for cached in (False, True):
-        for place in range(records + 1):
-            replayed = replay(run_dir, projection, place, cached=cached)
-            begun = f"from {replayed.snapshot} " if cached else ""
-            yield f"by replay {begun}of the verified log", place, replayed.digest
-    (run_dir / snapshots.SNAPSHOTS / projection.name).unlink()
+    """Every state as ``esper replay --cache`` gives it, each from the snapshot that the one before
+    left, and some without a cache; the log is verified each time."""
+    for place in range(records + 1):
+        replayed = replay(run_dir, projection, place, cached=True)
+        yield f"by replay from a snapshot at {replayed.snapshot}", place, replayed.digest
+    for place in {*range(0, records, RARELY), records}:
+        yield "by replay", place, replay(run_dir, projection, place).digest
 
 
 def compare(run_dir: Path, live: LiveDigests, batches: Sequence[int]) -> dict[str, Any]:
@@ -87,6 +91,17 @@ def compare(run_dir: Path, live: LiveDigests, batches: Sequence[int]) -> dict[st
     return {"compared": compared, "problem": ""}
 
 
+def replays(directory: Path, name: str, hash_seeds: Sequence[str]) -> list[Popen]:
+    """Processes with these hash seeds that replay the run ``name``, each a copy of its own."""
+    started = []
+    for salt in hash_seeds:
+        copy = shutil.copytree(directory / name, directory / f"{name}-hash-{salt}")
+        arguments = ("--replay", copy, directory / f"{name}.json")
+        module = "benchmarks.replay_campaign"
+        started.append(python(directory, module, *arguments, PYTHONHASHSEED=salt))
+    return started
+
+
 def trial(directory: Path, config: Path, seed: int, hash_seeds: Sequence[str]) -> tuple[str, bool]:
     """Follow one run of ``config`` and replay it; its row of the table, and whether all holds."""
     name = f"{config.stem}-{seed}"
@@ -98,14 +113,9 @@ def trial(directory: Path, config: Path, seed: int, hash_seeds: Sequence[str]) -
     live = msgspec.json.decode(seen.read_bytes(), type=LiveDigests)
     middle = time.perf_counter()
     problems = [f"the running lattice differs after step {step}" for step in live.differences]
-    compared = 0
-    for salt in hash_seeds:
-        replayed = python(
-            directory, "benchmarks.replay_campaign", "--replay", name, seen, PYTHONHASHSEED=salt
-        )
-        result = told(replayed)
-        compared += result["compared"]
-        problems += [f"{result['problem']} (hash seed {salt})"] if result["problem"] else []
+    results = [told(process) for process in replays(directory, name, hash_seeds)]
+    problems += [result["problem"] for result in results if result["problem"]]
+    compared = sum(result["compared"] for result in results)
     row = (
         f"| {config.stem} | {seed} | {live.steps:,} | {live.records} | {live.compared:,} | "
         f"{compared:,} | {middle - start:.0f} + {time.perf_counter() - middle:.0f} | "
