@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
+from esper.kasmina.activation import activation, given, input_name, turned
 from esper.kasmina.errors import SlotError
+from esper.kasmina.graft import host_of
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import Seed, evaluating, switched_on
 from esper.kasmina.shadow import LossFunction, scalar_loss
@@ -50,16 +52,19 @@ def _activations(
     seen: dict[str, Tensor] = {}
     added: list[Tensor | str] = []
 
-    def end(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        seen["h"] = output.detach()
+    first_module = model.get_submodule(seed.slot.start)
+    first = input_name(host_of(first_module))
+
+    def end(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        seen["h"] = activation(output).detach()
         added.append(_addition(seed, seen["x"] if seed.slot.source == "span" else seen["h"]))
 
-    def start(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen["x"] = args[0].detach()
+    def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["x"] = given(args, kwargs, first).detach()
 
     handles = [
         model.get_submodule(seed.slot.end).register_forward_hook(end),
-        model.get_submodule(seed.slot.start).register_forward_pre_hook(start),
+        first_module.register_forward_pre_hook(start, with_kwargs=True),
     ]
     try:
         with uncompiled():
@@ -73,12 +78,12 @@ def _activations(
 def _addition(seed: Seed, x: Tensor) -> Tensor | str:
     """The body's output on ``x``, computed where the slot stands: autocast applies as it will."""
     try:
-        delta: object = seed.body(x)
+        delta: object = seed.body(turned(x, seed.slot.batch_axis))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"the seed cannot run on its slot's activation: {error}"
     if not isinstance(delta, Tensor):
         return f"the seed gives {type(delta).__name__}, the slot wants a tensor"
-    return delta
+    return turned(delta, seed.slot.batch_axis) if delta.dim() > 1 else delta
 
 
 def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:

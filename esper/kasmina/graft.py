@@ -7,15 +7,17 @@ costs nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
+from esper.kasmina.activation import activation, given, input_name, turned, with_activation
 from esper.kasmina.errors import SlotError
 from esper.kasmina.record import GrowthRecord, RecordError, as_tensor, decode_record, from_tensor
+from esper.kasmina.slots import Slot
 
 
 class SpanInput:
@@ -53,24 +55,26 @@ class GraftedSeed(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        source: Literal["output", "span"],
+        slot: Slot,
         record: GrowthRecord | None = None,
     ) -> None:
         super().__init__()
         self._record = None if record is None else record.encode()
         self.body = body
-        self.source = source
+        self.source = slot.source
+        self.batch_axis = slot.batch_axis
+        self.outputs = slot.outputs
         self.isolated = True
         self.enabled = True
         self.register_buffer("alpha", torch.zeros(1), persistent=False)
 
     def forward(self, h: Tensor, span_input: Tensor | None) -> Tensor:
-        """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``."""
+        """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``, both as
+        the host lays them out."""
         x = h if span_input is None else span_input
-        if not self.isolated:
-            delta: Tensor = self.body(x)
-            return h + delta.to(h.dtype)
-        return ops.graft_blend(h, self.body(x.detach()).to(h.dtype), self.alpha)
+        delta: Tensor = self.body(turned(x.detach() if self.isolated else x, self.batch_axis))
+        delta = turned(delta, self.batch_axis).to(h.dtype)
+        return ops.graft_blend(h, delta, self.alpha) if self.isolated else h + delta
 
     @property
     def record(self) -> GrowthRecord | None:
@@ -118,6 +122,7 @@ class GraftPoint(nn.Module):
         self.span_inputs: dict[str, SpanInput] = {}
         self.recorders: dict[str, SpanInput] = {}
         self.training = self.seeds.training = host.training
+        self._input = input_name(host_of(host))
         self.register_forward_pre_hook(_seen)
 
     def __getattr__(self, name: str) -> Any:
@@ -128,18 +133,25 @@ class GraftPoint(nn.Module):
                 raise
             return getattr(super().__getattr__("host"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The host module's output with every enabled seed blended in, oldest first."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host module's output, its activation with every enabled seed in it, oldest first."""
         for recorder in self.recorders.values():
-            recorder.value = args[0]
-        h: Tensor = self.host(*args, **kwargs)
+            recorder.value = given(args, kwargs, self._input)
+        output = self.host(*args, **kwargs)
+        h: Tensor = activation(output)
         for key, seed in self.seeds.items():
             if seed.enabled:
                 span = self.span_inputs.get(key)
                 h = seed(h, None if span is None else span.take())
         for recorder in self.span_inputs.values():
             recorder.value = None
-        return h
+        return with_activation(output, h)
+
+    @property
+    def outputs(self) -> int:
+        """The length of the tuple that the host returns, 0 where it is none or nobody asked."""
+        seeds = (seed for seed in self.seeds.values() if isinstance(seed, GraftedSeed))
+        return max((seed.outputs for seed in seeds), default=0)
 
     @property
     def idle(self) -> bool:
@@ -147,13 +159,32 @@ class GraftPoint(nn.Module):
         return not self.seeds and not self.recorders
 
 
+def host_of(module: nn.Module) -> nn.Module:
+    """The user's own module where ``module`` is a graft point, or one on another; else itself."""
+    while isinstance(module, GraftPoint):
+        module = module.host
+    return module
+
+
+def parent_of(model: nn.Module, path: str) -> nn.Module:
+    """The module that holds the last step of the dotted ``path``; graft points are seen through.
+
+    Raises:
+        SlotError: there is no module at ``path``.
+    """
+    holder, parent = model, model
+    for step in path.split("."):
+        parent = holder if step in holder._modules else host_of(holder)
+        found = parent._modules.get(step)
+        if found is None:
+            raise SlotError(f"the host has no module at {path!r}")
+        holder = found
+    return parent
+
+
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` at the dotted ``path`` of ``model``."""
-    parent_path, _, name = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    if name not in parent._modules:
-        raise SlotError(f"the host has no module at {path!r}")
-    parent._modules[name] = module
+    parent_of(model, path)._modules[path.rpartition(".")[2]] = module
 
 
 def graft_point(model: nn.Module, path: str) -> GraftPoint:

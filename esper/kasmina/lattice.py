@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -15,6 +15,7 @@ from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
 from esper.kasmina.record import record_of
 from esper.kasmina.seed import Seed
 from esper.kasmina.slots import SlotMap, find_slots
+from esper_events.events import SlotDeclared
 from esper_events.stages import BLENDED, Stage
 
 _STAGES = list(Stage)
@@ -117,7 +118,7 @@ def _grafted(model: nn.Module, seed: Seed) -> GraftedSeed:
     present = [module.record for module in model.modules() if isinstance(module, GraftedSeed)]
     order = 1 + max((record.order for record in present if record is not None), default=-1)
     record = record_of(seed.id, seed.slot, seed.recipe, order) if seed.recipe else None
-    return GraftedSeed(seed.body, seed.slot.source, record).to(seed.slot.device)
+    return GraftedSeed(seed.body, seed.slot, record).to(seed.slot.device)
 
 
 def install_fossil(model: nn.Module, seed: Seed) -> None:
@@ -128,18 +129,9 @@ def install_fossil(model: nn.Module, seed: Seed) -> None:
     attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)
 
 
-def describe_slots(slot_map: SlotMap) -> list[dict[str, Any]]:
-    """The slots as plain values, in order of the forward pass."""
-    return [
-        {
-            "id": slot.id,
-            "source": slot.source,
-            "start": slot.start,
-            "end": slot.end,
-            "in_shape": slot.in_shape,
-            "out_shape": slot.out_shape,
-            "in_axis": slot.in_axis,
-            "out_axis": slot.out_axis,
-        }
+def describe_slots(slot_map: SlotMap) -> tuple[SlotDeclared, ...]:
+    """The slots as the log declares them, in order of the forward pass."""
+    return tuple(
+        msgspec.convert(slot, SlotDeclared, from_attributes=True)
         for slot in slot_map.slots.values()
-    ]
+    )

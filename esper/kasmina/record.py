@@ -6,14 +6,16 @@ in a file of ``esper.save`` as text. From it alone the seed's body can be built 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.slots import Slot
+from esper_events.events import SlotDeclared
 
 MAX_RECORD_BYTES = 256 * 1024
 """A longer record is refused before it is decoded."""
@@ -39,7 +41,8 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``start`` and ``end`` are dotted module paths, shapes are per example and axes count in them,
     ``blueprint`` is the canonical text of the blueprint, ``order`` is higher than that of any seed
-    that was there before, ``trial`` tells whether the seed was still being tested.
+    that was there before, ``trial`` tells whether the seed was still being tested. ``batch_axis``
+    and ``outputs`` are those of the slot and stand there only where they are not 0.
     """
 
     seed: Annotated[int, msgspec.Meta(ge=0)]
@@ -52,6 +55,8 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out_axis: Axis
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     blueprint: str
+    batch_axis: Literal[1] | UnsetType = UNSET
+    outputs: Annotated[int, msgspec.Meta(ge=1, le=64)] | UnsetType = UNSET
     order: Annotated[int, msgspec.Meta(ge=0)] = 0
     trial: bool = False
 
@@ -72,15 +77,11 @@ class GrowthRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The slot as a host on ``device`` has it."""
         return Slot(
             id=self.slot,
-            source=self.source,
-            start=self.start,
-            end=self.end,
-            in_shape=self.in_shape,
-            out_shape=self.out_shape,
-            in_axis=self.in_axis,
-            out_axis=self.out_axis,
             dtype=DTYPES[self.dtype],
             device=device,
+            batch_axis=self.batch_axis or 0,
+            outputs=self.outputs or 0,
+            **_geometry(self),
         )
 
 
@@ -88,17 +89,19 @@ def record_of(number: int, slot: Slot, blueprint: bytes, order: int) -> GrowthRe
     """The record of seed ``number``, whose body was built from the canonical ``blueprint``."""
     return GrowthRecord(
         seed=number,
-        source=slot.source,
-        start=slot.start,
-        end=slot.end,
-        in_shape=slot.in_shape,
-        in_axis=slot.in_axis,
-        out_shape=slot.out_shape,
-        out_axis=slot.out_axis,
         dtype=str(slot.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         blueprint=blueprint.decode(),
+        batch_axis=1 if slot.batch_axis else UNSET,
+        outputs=slot.outputs or UNSET,
         order=order,
+        **_geometry(slot),
     )
+
+
+def _geometry(place: Slot | GrowthRecord) -> dict[str, Any]:
+    """What a log declares of a slot, its id aside."""
+    names = (name for name in SlotDeclared.__struct_fields__ if name != "id")
+    return {name: getattr(place, name) for name in names}
 
 
 def decode_record(data: bytes) -> GrowthRecord:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.graft import SpanInput
+from esper.kasmina.activation import activation, given, input_name, turned, with_activation
+from esper.kasmina.graft import SpanInput, host_of
 from esper.kasmina.isolation import uncompiled
 from esper.kasmina.slots import Slot
 
@@ -52,19 +53,22 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
     """
     span = SpanInput()
 
-    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        span.value = args[0]
+    start = model.get_submodule(seed.slot.start)
+    first = input_name(host_of(start))
 
-    def add(_: nn.Module, __: tuple[Any, ...], h: Tensor) -> Tensor:
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        span.value = given(args, kwargs, first)
+
+    def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        h: Tensor = activation(output)
         x = span.take() if seed.slot.source == "span" else h
         span.value = None
-        delta: Tensor = seed.body(x.detach())
-        return h + delta.to(h.dtype)
+        delta: Tensor = seed.body(turned(x.detach(), seed.slot.batch_axis))
+        return with_activation(output, h + turned(delta, seed.slot.batch_axis).to(h.dtype))
 
     handles = [model.get_submodule(seed.slot.end).register_forward_hook(add)]
     if seed.slot.source == "span":
-        start = model.get_submodule(seed.slot.start)
-        handles.append(start.register_forward_pre_hook(keep))
+        handles.append(start.register_forward_pre_hook(keep, with_kwargs=True))
     try:
         with uncompiled():
             yield

@@ -6,31 +6,20 @@ pass, under one name, can carry a slot; every other module is listed with the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from esper.kasmina.errors import SlotError
 from esper.kasmina.isolation import HostGuard, uncompiled
+from esper.kasmina.layout import Layout, LayoutError, layout_of, sequence_first
 from esper.kasmina.signature import Signature
-
-FEATURE_AXES: dict[type[nn.Module], int] = {
-    nn.Linear: -1,
-    nn.LayerNorm: -1,
-    nn.Conv2d: 1,
-    nn.BatchNorm1d: 1,
-    nn.BatchNorm2d: 1,
-}
-"""The axis of the features in a module's output, batch dimension counted.
-
-A subclass is no slot: it may keep its features elsewhere.
-"""
+from esper.kasmina.slot_types import SlotType, known_types, slot_type
+from esper.kasmina.trace import Call, tracing
 
 BLENDABLE = (torch.float32, torch.float64, torch.bfloat16)
 """Activations that a graft can be blended into."""
@@ -44,13 +33,17 @@ class Slot(Signature):
     """A place where a seed can live: from the input of ``start`` to the output of ``end``.
 
     ``source`` tells what the seed reads: the host's activation at ``end``, or the input of
-    ``start``.
+    ``start``. ``batch_axis`` is where the host has the batch (1 where it runs sequence-first);
+    ``outputs`` the length of the tuple that ``end`` returns and that starts with the activation, 0
+    where it returns the activation itself.
     """
 
     id: str
     source: Literal["output", "span"]
     start: str
     end: str
+    batch_axis: int = 0
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,45 @@ class SlotMap:
     slots: dict[str, Slot]
     left_out: dict[str, str]
 
+    def __str__(self) -> str:
+        lines = [f"{len(self.slots)} slots"]
+        width = max(map(len, self.slots), default=0)
+        for slot in self.slots.values():
+            reads = f"{slot.in_shape} to " if slot.source == "span" else ""
+            lines.append(f"  {slot.id:{width}}  {reads}{slot.out_shape}")
+        lines += [f"  no slot on {name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join(lines)
 
-@dataclass
-class _Call:
-    """What one module was seen doing in the traced forward pass."""
 
-    order: int
-    count: int = 0
-    inputs: Tensor | None = None
-    output: Tensor | None = None
+@dataclass(frozen=True)
+class _Carrier:
+    """How a module that can carry slots lays out what it is given and what it gives.
+
+    ``input`` is None where no span can start.
+    """
+
+    input: Layout | None
+    output: Layout
+    outputs: int
+    dtype: torch.dtype
+    device: torch.device
 
 
-@dataclass
-class _Trace:
-    calls: dict[str, _Call] = field(default_factory=dict)
+def slots(model: nn.Module, batch: Any) -> SlotMap:
+    """The slots of ``model``, and the reason for every module that carries none.
+
+    Args:
+        model: the host; it is left exactly as it was.
+        batch: the input of the model, a sequence that starts with it, or a function without
+            arguments that runs ``model`` once.
+
+    Raises:
+        SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
+    """
+    if callable(batch):
+        return find_slots(model, batch)
+    given = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return find_slots(model, lambda: model(given))
 
 
 def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
@@ -85,26 +103,19 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
         SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
     """
     names = _names(model)
-    candidates = {name: module for module, (name, *_) in names.items() if _kind(module)}
+    candidates = {paths[0]: module for module, paths in names.items() if slot_type(module)}
     _refuse_lazy(model)
-    with HostGuard(model), torch.no_grad(), uncompiled(), _tracing(candidates) as trace:
+    with HostGuard(model), torch.no_grad(), uncompiled(), tracing(candidates) as calls:
         forward()
     shared = {paths[0] for paths in names.values() if len(paths) > 1}
-    left_out, usable = {}, []
-    for name, module in candidates.items():
-        reason = _obstacle(trace.calls.get(name), module, name in shared)
-        if reason is None:
-            usable.append(name)
-        else:
-            left_out[name] = reason
+    carriers, left_out = _carriers(candidates, calls, shared)
     for module, (name, *_) in names.items():
         if name and name not in candidates and _is_leaf(module):
             left_out[name] = f"no slots on {type(module).__name__}"
-    if not usable:
+    if not carriers:
         raise SlotError(_nothing_usable(left_out))
-    usable.sort(key=lambda name: trace.calls[name].order)
-    slots = _output_slots(usable, candidates, trace) + _span_slots(usable, candidates, trace)
-    return SlotMap({slot.id: slot for slot in slots}, left_out)
+    found = _output_slots(carriers) + _span_slots(carriers)
+    return SlotMap({slot.id: slot for slot in found}, left_out)
 
 
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -113,12 +124,6 @@ def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
         if "parametrizations" not in name.split("."):
             names.setdefault(module, []).append(name)
     return names
-
-
-def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """The slot type of ``module``, seen through weight and spectral norm; None for all others."""
-    kind = parametrize.type_before_parametrizations(module)
-    return kind if kind in FEATURE_AXES else None
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -131,111 +136,98 @@ def _refuse_lazy(model: nn.Module) -> None:
             raise SlotError(f"{name} has no shape yet: run one batch through the model first")
 
 
-@contextmanager
-def _tracing(modules: dict[str, nn.Module]) -> Iterator[_Trace]:
-    trace = _Trace()
-
-    def watch(name: str) -> Callable[..., None]:
-        def record(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            call = trace.calls.setdefault(name, _Call(order=len(trace.calls)))
-            call.count += 1
-            call.inputs = args[0] if args and isinstance(args[0], Tensor) else None
-            call.output = output if isinstance(output, Tensor) else None
-
-        return record
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _obstacle(call: _Call | None, module: nn.Module, shared: bool) -> str | None:
-    if shared:
-        return "shared: the module stands under several names"
-    if call is None:
-        return "not called in the forward pass"
-    if call.count > 1:
-        return f"called {call.count} times in one forward pass"
-    if call.inputs is None or call.output is None:
-        return "its first input and its output must be tensors"
-    if call.output.dim() < 2:
-        return f"output of shape {tuple(call.output.shape)} has no batch dimension"
-    if not call.output.is_floating_point():
-        return f"output of dtype {call.output.dtype} is not floating point"
-    if call.output.dtype not in BLENDABLE:
-        wanted = ", ".join(str(dtype) for dtype in BLENDABLE)
-        return f"output of dtype {call.output.dtype}, wanted one of {wanted}"
-    return None
-
-
 def _nothing_usable(left_out: dict[str, str]) -> str:
     seen = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "no modules"
-    kinds = ", ".join(kind.__name__ for kind in FEATURE_AXES)
-    return f"the host has no slot ({seen}); wanted at least one of {kinds}, called once a pass"
+    return (
+        f"the host has no slot ({seen}); wanted at least one of {known_types()}, called once a pass"
+    )
 
 
-def _axis(module: nn.Module, dimensions: int) -> int:
-    """The feature axis of ``module`` in a shape without the batch dimension."""
-    kind = _kind(module)
-    if kind is None:
-        raise SlotError(f"no slots on {type(module).__name__}")
-    axis = FEATURE_AXES[kind]
-    return (axis if axis >= 0 else dimensions + axis) - 1
+def _carriers(
+    candidates: dict[str, nn.Module], calls: dict[str, Call], shared: set[str]
+) -> tuple[dict[str, _Carrier], dict[str, str]]:
+    """The candidates that can carry slots, in order of the forward pass, and why others cannot."""
+    batches = {
+        call.input.shape[1]
+        for name, call in calls.items()
+        if sequence_first(candidates[name]) and call.input is not None and call.input.dim() > 2
+    }
+    carriers: dict[str, _Carrier] = {}
+    left_out: dict[str, str] = {}
+    for name, module in candidates.items():
+        try:
+            carriers[name] = _carrier(module, calls.get(name), name in shared, batches)
+        except LayoutError as error:
+            left_out[name] = str(error)
+    return dict(sorted(carriers.items(), key=lambda entry: calls[entry[0]].order)), left_out
 
 
-def _tensors(name: str, trace: _Trace) -> tuple[Tensor, Tensor]:
-    call = trace.calls[name]
-    if call.inputs is None or call.output is None:
-        raise SlotError(f"module {name!r}: its first input and its output must be tensors")
-    return call.inputs, call.output
-
-
-def _output_slots(names: list[str], modules: dict[str, nn.Module], trace: _Trace) -> list[Slot]:
-    slots = []
-    for name in names:
-        _, output = _tensors(name, trace)
-        shape, axis = tuple(output.shape[1:]), _axis(modules[name], output.dim())
-        slots.append(
-            Slot(
-                id=name,
-                source="output",
-                start=name,
-                end=name,
-                in_shape=shape,
-                out_shape=shape,
-                in_axis=axis,
-                out_axis=axis,
-                dtype=output.dtype,
-                device=output.device,
-            )
+def _carrier(module: nn.Module, call: Call | None, shared: bool, batches: set[int]) -> _Carrier:
+    """Raises ``LayoutError`` with the reason where ``module`` cannot carry a slot."""
+    kind = slot_type(module)
+    if shared:
+        raise LayoutError("shared: the module stands under several names")
+    if call is None or kind is None:
+        raise LayoutError("not called in the forward pass")
+    if call.count > 1:
+        raise LayoutError(f"called {call.count} times in one forward pass")
+    if call.input is None or call.output is None:
+        raise LayoutError(
+            "its first input must be a tensor, its output one or a tuple that starts with one"
         )
-    return slots
+    if call.input.is_nested or call.output.is_nested:
+        raise LayoutError("it works on nested tensors here")
+    _require_blendable(call.output)
+    return _Carrier(
+        input=_input_layout(module, kind, call.input, batches),
+        output=layout_of(module, kind, call.output, batches),
+        outputs=call.outputs,
+        dtype=call.output.dtype,
+        device=call.output.device,
+    )
 
 
-def _span_slots(names: list[str], modules: dict[str, nn.Module], trace: _Trace) -> list[Slot]:
-    slots = []
-    for first, start in enumerate(names):
-        for end in names[first : first + MAX_SPAN]:
-            inputs, output = _tensors(start, trace)[0], _tensors(end, trace)[1]
-            if inputs.dim() != output.dim() or inputs.shape[0] != output.shape[0]:
-                continue
-            if not inputs.is_floating_point():
-                continue
-            slots.append(
-                Slot(
-                    id=f"{start}..{end}",
-                    source="span",
-                    start=start,
-                    end=end,
-                    in_shape=tuple(inputs.shape[1:]),
-                    out_shape=tuple(output.shape[1:]),
-                    in_axis=_axis(modules[start], inputs.dim()),
-                    out_axis=_axis(modules[end], output.dim()),
-                    dtype=output.dtype,
-                    device=output.device,
-                )
-            )
-    return slots
+def _input_layout(module: nn.Module, kind: SlotType, x: Tensor, batches: set[int]) -> Layout | None:
+    try:
+        return layout_of(module, kind, x, batches) if x.is_floating_point() else None
+    except LayoutError:
+        return None
+
+
+def _require_blendable(output: Tensor) -> None:
+    if not output.is_floating_point():
+        raise LayoutError(f"output of dtype {output.dtype} is not floating point")
+    if output.dtype not in BLENDABLE:
+        wanted = ", ".join(str(dtype) for dtype in BLENDABLE)
+        raise LayoutError(f"output of dtype {output.dtype}, wanted one of {wanted}")
+
+
+def _output_slots(carriers: dict[str, _Carrier]) -> list[Slot]:
+    return [_slot(name, name, carrier.output, carrier) for name, carrier in carriers.items()]
+
+
+def _span_slots(carriers: dict[str, _Carrier]) -> list[Slot]:
+    names = list(carriers)
+    return [
+        _slot(start, end, entry, carriers[end], span=True)
+        for place, start in enumerate(names)
+        for end in names[place : place + MAX_SPAN]
+        if (entry := carriers[start].input) and entry.matches(carriers[end].output)
+    ]
+
+
+def _slot(start: str, end: str, entry: Layout, carrier: _Carrier, *, span: bool = False) -> Slot:
+    return Slot(
+        id=f"{start}..{end}" if span else end,
+        source="span" if span else "output",
+        start=start,
+        end=end,
+        in_shape=entry.shape,
+        in_axis=entry.axis,
+        out_shape=carrier.output.shape,
+        out_axis=carrier.output.axis,
+        dtype=carrier.dtype,
+        device=carrier.device,
+        batch_axis=carrier.output.batch_axis,
+        outputs=carrier.outputs,
+    )

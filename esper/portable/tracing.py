@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen
+from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen, host_of
 from esper.kasmina.isolation import RandomState
 from esper.portable.errors import ExportError
 
@@ -32,21 +32,42 @@ _HOOKS = (
 _PLAIN = (bool, int, float, str, tuple, torch.dtype, torch.device, type(None))
 
 
-class _OneInput(GraftPoint):
-    """A graft point whose forward names its input, as tracing wants it."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
-
-
 class _Tracer(fx.Tracer):
     """Goes into what has grown and what surrounds it, and into nothing else."""
 
     proxy_buffer_attributes = True  # Or arithmetic on buffers would be done once, while tracing.
 
-    def __init__(self, inlined: nn.Module | None) -> None:
+    def __init__(self, region: nn.Module, inlined: nn.Module | None) -> None:
         super().__init__()
         self._inlined = inlined
+        points = [module for module in region.modules() if isinstance(module, GraftPoint)]
+        self._outputs = {host_of(point): point.outputs for point in points}
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Give a graft point, which takes anything, the arguments of its host."""
+        if not isinstance(self.root, GraftPoint):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        arguments: list[Any] = [self.root]
+        for name, parameter in inspect.signature(host_of(self.root).forward).parameters.items():
+            if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+                raise ValueError(f"its argument {parameter} cannot be passed by position")
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            arguments.append(self.create_proxy("placeholder", name, default, {}))
+        return root_fn, arguments
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Take apart what a host returns as a tuple, as the graft point around it does."""
+        result = super().call_module(m, forward, args, kwargs)
+        count = self._outputs.get(m, 0)
+        return tuple(result[i] for i in range(count)) if count else result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self._inlined and not carries_growth(m) and not _any_of_ours(m)
@@ -72,10 +93,8 @@ def plain_module(region: nn.Module, path: str) -> fx.GraphModule:
     Raises:
         ExportError: its forward cannot be traced, or a trace would not stand for all of it.
     """
-    root = _host_of(region) if isinstance(region, GraftPoint) else None
+    root = host_of(region) if isinstance(region, GraftPoint) else None
     inlined = root if root is not None and _is_inline(root) else None
-    if isinstance(region, GraftPoint):
-        region.__class__ = _OneInput
     graph = _traced(region, inlined, path)
     kept = {id(t) for t in (*region.parameters(), *_lasting_buffers(region))}
     names = _new_names(region, inlined)
@@ -93,12 +112,6 @@ def plain_module(region: nn.Module, path: str) -> fx.GraphModule:
     _make_fleeting(module, kept)
     _carry_over(region, root or region, module)
     return module
-
-
-def _host_of(point: GraftPoint) -> nn.Module:
-    """The user's own module below ``point`` and the graft points directly on it."""
-    host = point.host
-    return _host_of(host) if isinstance(host, GraftPoint) else host
 
 
 def _is_inline(host: nn.Module) -> bool:
@@ -134,7 +147,7 @@ def _trace_once(
         delattr(region, name)  # of an earlier trace
     try:
         with _mode(region, inlined, training):
-            return _Tracer(inlined).trace(region, _switched_off(region))
+            return _Tracer(region, inlined).trace(region, _switched_off(region))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(_refusal(path, region, f"torch.fx cannot trace it ({reason})")) from error
@@ -210,7 +223,7 @@ def _new_names(region: nn.Module, inlined: nn.Module | None) -> dict[str, str]:
         if isinstance(module, GraftPoint):
             if path:
                 names[f"{path}.host"] = _renamed(path, names)
-            elif _host_of(module) is inlined:
+            elif host_of(module) is inlined:
                 names["host"] = ""
         elif isinstance(module, GraftedSeed):
             place, _, key = f".{path}".rpartition(".seeds.")
@@ -273,3 +286,6 @@ def _carry_over(region: nn.Module, host: nn.Module, new: nn.Module) -> None:
         public = not name.startswith("_") and name not in vars(new)
         if public and isinstance(value, _PLAIN):
             setattr(new, name, value)
+    if isinstance(host, nn.MultiheadAttention):
+        # Stock encoder layers ask for it, and without one keep to their slow path.
+        new.register_parameter("in_proj_bias", None)

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from esper.kasmina import ops
+from esper.kasmina.activation import given, input_name, turned
+from esper.kasmina.graft import host_of
 from esper.kasmina.isolation import HostGuard
 from esper.kasmina.seed import evaluating
 from esper.kasmina.slots import Slot
@@ -41,20 +44,20 @@ def measure_inputs(
     ``forward`` runs ``model`` once, here in evaluation mode and without gradients; the host is
     left exactly as it was.
     """
-    axes = {slot.start: slot.in_axis + 1 for slot in slots if slot.source == "span"}
+    starts = {slot.start: slot for slot in slots if slot.source == "span"}
     found: dict[str, InputStatistics] = {}
 
-    def watch(name: str, axis: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def measure(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found[name] = _summary(ops.slot_stats(args[0], axis))
+    def watch(slot: Slot, module: nn.Module) -> RemovableHandle:
+        first = input_name(host_of(module))
 
-        return measure
+        def measure(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = turned(given(args, kwargs, first), slot.batch_axis)
+            found[slot.start] = _summary(ops.slot_stats(x, slot.in_axis + 1))
+
+        return module.register_forward_pre_hook(measure, with_kwargs=True)
 
     with HostGuard(model, freeze=False), evaluating(model):
-        handles = [
-            model.get_submodule(name).register_forward_pre_hook(watch(name, axis))
-            for name, axis in axes.items()
-        ]
+        handles = [watch(slot, model.get_submodule(name)) for name, slot in starts.items()]
         try:
             forward()
         finally:

@@ -49,7 +49,6 @@ from esper_events.events import (
     Record,
     RunEnded,
     RunStarted,
-    SlotDeclared,
 )
 from esper_events.keys import SigningKey
 
@@ -309,10 +308,11 @@ class Growth:
     def _begin(self, parts: HeldOut) -> None:
         first = parts.watch[0]
         lattice = Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
-        slots = tuple(SlotDeclared(**values) for values in describe_slots(lattice.map))
         now = time.time()
         self.log.append(
-            LatticeDeclared(time=now, slots=slots, left_out=lattice.map.left_out),
+            LatticeDeclared(
+                time=now, slots=describe_slots(lattice.map), left_out=lattice.map.left_out
+            ),
             *(
                 BlueprintRegistered(time=now, blueprint=b.id, name=b.name, body=b.canonical())
                 for b in self.library

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 def graft(
     model: nn.Module, slot: Slot, alpha: float, *, key: str = "0", fossil: bool = False
 ) -> GraftedSeed:
-    seed = GraftedSeed(noise_body(slot), slot.source)
+    seed = GraftedSeed(noise_body(slot), slot)
     seed.alpha.fill_(alpha)
     seed.isolated = not fossil
     attach(model, seed, key, slot.start, slot.end)
@@ -259,7 +259,7 @@ def test_planes_in_any_memory_format_take_grafts(slot: str) -> None:
     found = find_slots(model, lambda: model(x)).slots[slot]
     before = model(x)
     body = nn.Conv2d(found.in_shape[0], found.out_shape[0], 1)
-    seed = GraftedSeed(body, found.source)
+    seed = GraftedSeed(body, found)
     attach(model, seed, "0", found.start, found.end)
     assert same_bits(model(x), before)
     seed.alpha.fill_(1.0)

@@ -138,7 +138,7 @@ def test_what_the_shadow_predicts_is_what_the_graft_gives(name: str) -> None:
     slot = {"mlp": "0..4", "cnn": "6", "tokens": "norm..mix"}[name]
     seed = sgd_seed(slots[slot])
     predicted = held_out_losses(model, loss_fn, [batch], seed)
-    graft = GraftedSeed(seed.body, seed.slot.source)
+    graft = GraftedSeed(seed.body, seed.slot)
     graft.alpha.fill_(1.0)
     attach(model, graft, "0", seed.slot.start, seed.slot.end)
     assert held_out_losses(model, loss_fn, [batch]) == pytest.approx(predicted, rel=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -94,23 +95,31 @@ class Pair(nn.Linear):
 
 def test_every_module_without_a_slot_is_listed_with_its_reason() -> None:
     found = slots_of(Odd(), torch.randn(2, 4))
-    assert list(found.slots) == ["good", "good..good"]
+    assert list(found.slots) == [
+        *("good", "named"),
+        *("good..good", "good..named", "named..named"),
+    ]
     assert found.left_out == {
         "twice": "called 2 times in one forward pass",
         "never": "not called in the forward pass",
         "shared": "shared: the module stands under several names",
-        "named": "its first input and its output must be tensors",
-        "flat": "output of shape (4,) has no batch dimension",
+        "flat": "activation of shape (4,) has no batch dimension",
         "pair": "no slots on Pair",
     }
 
 
-def test_tuple_outputs_and_half_precision_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("output", [lambda x: {"x": x}, lambda x: [x], lambda x: (), lambda _: 1])
+def test_outputs_without_an_activation_are_left_out(
+    output: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    monkeypatch.setattr(model[1], "forward", lambda x: (x, x))
+    monkeypatch.setattr(model[1], "forward", output)
     assert slots_of(model, torch.randn(2, 4)).left_out == {
-        "1": "its first input and its output must be tensors"
+        "1": "its first input must be a tensor, its output one or a tuple that starts with one"
     }
+
+
+def test_half_precision_is_left_out() -> None:
     half = nn.Sequential(nn.Linear(4, 4)).half()
     with pytest.raises(SlotError, match=r"dtype torch\.float16, wanted one of torch\.float32"):
         slots_of(half, torch.randn(2, 4).half())
