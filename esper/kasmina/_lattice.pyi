@@ -1,4 +1,4 @@
-"""Slot table and alpha schedules of a lattice (compiled, see ``csrc/lattice``)."""
+"""Slot table, alpha schedules and telemetry ring of a lattice (compiled, see ``csrc/lattice``)."""
 
 STAGES: tuple[str, ...]
 """Names of the stages, in the order of ``esper_events.stages.Stage``."""
@@ -60,3 +60,32 @@ class SlotTable:
 
     def seeds(self) -> list[int]:
         """All ids, ascending."""
+
+class TelemetryRing:
+    """The last ``capacity`` records of ``width`` float64 figures each, by their step.
+
+    Memory is allocated once; a push takes constant time and the oldest record makes room.
+    ValueError where ``capacity`` or ``width`` is below 1.
+    """
+
+    def __init__(self, capacity: int, width: int) -> None: ...
+    def push(self, step: int, record: object) -> None:
+        """Keep a copy of a C-contiguous buffer of ``width`` float64 figures.
+
+        ValueError where ``step`` is not above the last one, or the buffer is another.
+        """
+
+    def steps(self) -> list[int]:
+        """Steps of the records kept, oldest first."""
+
+    def records(self) -> bytes:
+        """The records kept, oldest first: native float64, ``[len(ring), width]``."""
+
+    def __len__(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def pushed(self) -> int:
+        """Records pushed since the ring was made, those that have made room included."""
