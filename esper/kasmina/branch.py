@@ -1,48 +1,48 @@
 """A fork of host and optimizer that trains on inside the same model object.
 
 The user's loss function closes over the user's model, so a fork cannot be a second model
-object. It is a second set of *contents*: tensors, buffers, module state, optimizer state and
-random state that take the live ones' place for a moment, with the grafted seeds taken out, and
-give it back. Parameter and module objects keep their identity throughout.
+object. It is a second set of *contents*: tensors, buffers, module state, the modules in their
+parents, optimizer state and random state that take the live ones' place for a moment and give it
+back. Parameter and module objects keep their identity throughout, and a compiled host runs the
+code that it ran before the graft.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.graft import GraftedSeed
+from esper.kasmina.host_update import HostUpdate, OwnStates
 from esper.kasmina.isolation import ModuleState, RandomState
-from esper.kasmina.shadow import LossFunction, scalar_loss
-
-Update = Callable[[Tensor], None]
-"""What the user does with a loss: backward, clipping if any, one optimizer step."""
+from esper.kasmina.shadow import LossFunction
 
 
 class Branch:
     """The host as it would be without what was grafted since the branch was taken."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, update: HostUpdate
+    ) -> None:
         """Take the branch now: contents equal the live ones bit for bit."""
         self._model = model
         self._optimizer = optimizer
+        self._update = update
         owned = dict.fromkeys([*model.parameters(), *_optimized(optimizer)])
         self._weights = {p: p.detach().clone() for p in owned}
         self._members = [list(group["params"]) for group in optimizer.param_groups]
         self._moments = _copied_state(optimizer)
         self._module_state = _LiveModuleState(model)
-        self.seed: GraftedSeed | None = None
+        self._states = OwnStates(update.stateful)
         self.steps = 0
 
     def step(
         self,
         loss_fn: LossFunction,
-        update: Update,
         batch: Any,
         random_state: RandomState,
         hyperparameters: Sequence[dict[str, Any]],
@@ -56,10 +56,9 @@ class Branch:
             random_state.restore()
             for group, values in zip(self._optimizer.param_groups, hyperparameters, strict=True):
                 group.update(values)
-            loss = scalar_loss(loss_fn(batch))
-            update(loss)
+            loss = self._update.run(loss_fn, batch)
         self.steps += 1
-        return float(loss.detach())
+        return loss
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -73,30 +72,29 @@ class Branch:
         live_values = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         for parameter, _ in gradients:
             parameter.grad = None
-        self._swap(self._members, grown=False)
+        self._swap(self._members)
         try:
             yield
         finally:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-            self._swap(live_members, grown=True)
+            self._swap(live_members)
             for group, values in zip(groups, live_values, strict=True):
                 group.update(values)
             random_state.restore()
 
     def adopt(self) -> None:
         """Let the branch go on in the live model's place, for good."""
-        self._swap(self._members, grown=False)
+        self._swap(self._members)
 
-    def _swap(self, members: list[list[nn.Parameter]], *, grown: bool) -> None:
+    def _swap(self, members: list[list[nn.Parameter]]) -> None:
         for parameter, weights in self._weights.items():
             self._weights[parameter], parameter.data = parameter.data, weights
         self._moments, self._optimizer.state = self._optimizer.state, self._moments
         for group, parameters in zip(self._optimizer.param_groups, members, strict=True):
             group["params"][:] = parameters
         self._module_state.swap()
-        if self.seed is not None:
-            self.seed.enabled = grown
+        self._states.swap()
 
 
 def _optimized(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -123,7 +121,10 @@ def _copied_state(optimizer: torch.optim.Optimizer) -> Any:
 
 
 class _LiveModuleState:
-    """Buffers and module attributes of the branch, exchanged with the live ones on demand."""
+    """Module state of the branch, exchanged with the live one on demand.
+
+    The children of a module are part of it: what was grafted since is not in the branch.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -113,15 +113,17 @@ class ModuleState:
         return state
 
     def _take(self, modules: list[nn.Module]) -> None:
-        self._objects = [(m, dict(m.__dict__), dict(m._buffers)) for m in modules]
+        self._objects = [(m, dict(m.__dict__), dict(m._buffers), dict(m._modules)) for m in modules]
 
     def put_back(self) -> None:
         """Restore the very objects that were there; what came since goes."""
-        for module, attributes, buffers in self._objects:
+        for module, attributes, buffers, children in self._objects:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+            module._modules.clear()
+            module._modules.update(children)
 
 
 def _all_modules(model: nn.Module) -> list[nn.Module]:

@@ -182,9 +182,17 @@ def _carrier(module: nn.Module, call: Call | None, shared: bool, batches: set[in
         input=_input_layout(module, kind, call.input, batches),
         output=layout_of(module, kind, call.output, batches),
         outputs=call.outputs,
-        dtype=call.output.dtype,
+        dtype=_weights_dtype(module, call, call.output),
         device=call.output.device,
     )
+
+
+def _weights_dtype(module: nn.Module, call: Call, output: Tensor) -> torch.dtype:
+    """That of a seed's parameters: under autocast, what the host's own are kept in."""
+    if not call.autocast:
+        return output.dtype
+    own = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(own, torch.float32)
 
 
 def _input_layout(module: nn.Module, kind: SlotType, x: Tensor, batches: set[int]) -> Layout | None:

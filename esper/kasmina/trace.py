@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esper.kasmina.activation import activation, given, input_name
@@ -17,6 +18,7 @@ class Call:
     """What one module was seen doing in a forward pass, in its latest call.
 
     ``outputs`` is the length of the tuple that the module returned, 0 where it returned none.
+    ``autocast`` tells that it may have computed in another dtype than its parameters have.
     """
 
     order: int
@@ -24,6 +26,7 @@ class Call:
     input: Tensor | None = None
     output: Tensor | None = None
     outputs: int = 0
+    autocast: bool = False
 
 
 @contextmanager
@@ -40,6 +43,8 @@ def tracing(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
             call.input = _tensor(given(args, kwargs, first))
             call.output = _tensor(activation(output) if output != () else None)
             call.outputs = len(output) if isinstance(output, tuple) else 0
+            device = "cpu" if call.output is None else call.output.device.type
+            call.autocast = torch.is_autocast_enabled(device)
 
         return record
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from esper.kasmina import ops
 from esper.kasmina.activation import given, input_name, turned
 from esper.kasmina.graft import host_of
-from esper.kasmina.isolation import HostGuard
+from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import evaluating
 from esper.kasmina.slots import Slot
 
@@ -56,7 +56,7 @@ def measure_inputs(
 
         return module.register_forward_pre_hook(measure, with_kwargs=True)
 
-    with HostGuard(model, freeze=False), evaluating(model):
+    with HostGuard(model, freeze=False), evaluating(model), uncompiled():
         handles = [watch(slot, model.get_submodule(name)) for name, slot in starts.items()]
         try:
             forward()

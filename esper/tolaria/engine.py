@@ -16,8 +16,8 @@ from torch import Tensor
 
 from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
-from esper.kasmina.branch import Update
 from esper.kasmina.digest import tensor_digests
+from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState
@@ -43,7 +43,7 @@ class Engine:
         self,
         lattice: Lattice,
         loss_fn: LossFunction,
-        update: Update,
+        update: HostUpdate,
         held_out: HeldOut,
         settings: GrowthSettings,
         controller: Controller,
@@ -62,6 +62,7 @@ class Engine:
             lattice, self.transitions, self.watch, loss_fn, held_out, settings, log
         )
         self._loss_fn = loss_fn
+        self._update = update
         self._settings = settings
         self._controller = controller
         self._library: Mapping[str, Blueprint] = {b.name: b for b in library}
@@ -81,7 +82,7 @@ class Engine:
         observing = step % self._observation_interval() == 0
         self._follow_with_fork(step, batch, loss)
         if step % self._settings.shadow_every == 0:
-            self._train_trials(step, batch)
+            self._train_trials(step, self._update.one(batch))
         applied = self.decisions.settle(step)
         if observing:
             self.watch.observe(step)

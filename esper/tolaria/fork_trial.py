@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from esper.kasmina.branch import Branch, Update, hyperparameters_of
-from esper.kasmina.graft import GraftedSeed
+from esper.kasmina.branch import Branch, hyperparameters_of
+from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.isolation import RandomState
 from esper.kasmina.shadow import LossFunction, held_out_losses
 from esper.tolaria.statistics import PairedGain, paired_gain
@@ -23,14 +23,13 @@ class ForkTrial:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         loss_fn: LossFunction,
-        update: Update,
+        update: HostUpdate,
     ) -> None:
         """Take the fork now, before anything of the seed is in the host."""
         self._model = model
         self._optimizer = optimizer
         self._loss_fn = loss_fn
-        self._update = update
-        self._branch = Branch(model, optimizer)
+        self._branch = Branch(model, optimizer, update)
         self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
         self._inside = False
         self._hook = optimizer.register_step_post_hook(self._remember_hyperparameters)
@@ -47,17 +46,11 @@ class ForkTrial:
         """Steps that the fork has trained: what the comparison has cost."""
         return self._branch.steps
 
-    def grafted(self, seed: GraftedSeed) -> None:
-        """Tell the fork which seed it is to do without."""
-        self._branch.seed = seed
-
     def follow(self, batch: Any) -> float:
         """Train the fork on the batch that the live host has just been trained on."""
         self._inside = True
         try:
-            return self._branch.step(
-                self._loss_fn, self._update, batch, self._random_state, self._used
-            )
+            return self._branch.step(self._loss_fn, batch, self._random_state, self._used)
         finally:
             self._inside = False
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from esper import __version__
 from esper.blueprints.ir import Blueprint
-from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
+from esper.kasmina.host import own_module
 from esper.kasmina.host_optimizer import seed_optimizer
+from esper.kasmina.host_update import AccumulatedUpdate, Stateful, Update
 from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
@@ -32,9 +33,9 @@ from esper.tolaria.inputs import (
     chosen_blueprints,
     default_controller,
     held_out_parts,
+    host_update,
     logged_settings,
     open_log,
-    plain_update,
 )
 from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
@@ -64,7 +65,7 @@ class Growth:
     ``optimizer`` stay the user's own objects throughout.
 
     Args:
-        model: the host.
+        model: the host; of a compiled one, the module that was compiled.
         optimizer: the optimizer that trains it; a seed's parameters join its existing groups.
         loss_fn: the user's objective: takes a batch, runs ``model`` once, returns a scalar loss.
         probe: held-out batches, at least 6 (4 with ``confirm``). Without them the first
@@ -75,6 +76,12 @@ class Growth:
         update: what the loop does with a loss (backward, clipping, optimizer step); needed when
             that is more than ``backward``, ``step`` and ``zero_grad``, so that a fork is trained
             exactly as the host is.
+        update_state: objects with ``state_dict`` and ``load_state_dict`` that ``update`` changes
+            besides model and optimizer, such as a gradient scaler: a fork has a state of its own
+            of each.
+        accumulate: each batch given to :meth:`step` is a sequence of micro-batches, those of one
+            optimizer step. ``loss_fn`` and the held-out batches stay as they are, ``update``
+            takes an iterator that gives the loss of one micro-batch after another.
         library: blueprints to choose from.
         run_dir: where the journal goes; ``runs/<run id>`` by default.
         workspace: directory of the shared server and keys; ``$ESPER_WORKSPACE`` or ``.esper``.
@@ -97,7 +104,8 @@ class Growth:
     Raises:
         LogError: the log cannot be opened.
         HeldOutError: there are too few held-out batches.
-        KasminaError: no seed could join an optimizer of this kind.
+        KasminaError: no seed could join an optimizer of this kind, or the host is trained on
+            several devices or in several processes.
         SlotError: the host has no place where anything could grow.
     """
 
@@ -111,7 +119,9 @@ class Growth:
         confirm: Iterable[Any] | None = None,
         settings: GrowthSettings | None = None,
         controller: Controller | None = None,
-        update: Update | None = None,
+        update: Update | AccumulatedUpdate | None = None,
+        update_state: Sequence[Stateful] = (),
+        accumulate: bool = False,
         library: Sequence[Blueprint] | None = None,
         run_dir: str | Path | None = None,
         workspace: str | Path | None = None,
@@ -124,13 +134,13 @@ class Growth:
         rerun: str | Path | LoggedRun | None = None,
         resume: bool = False,
     ) -> None:
-        self.model = model
+        self.model = model = own_module(model)
         self.optimizer = optimizer
         self._logged = read_run(Path(rerun)) if isinstance(rerun, (str, Path)) else rerun
         self.settings = settings or logged_settings(self._logged) or GrowthSettings()
         self.library = chosen_blueprints(self.settings, library)
         self._loss_fn = loss_fn
-        self._update = update or plain_update(optimizer)
+        self._update = host_update(optimizer, update, update_state, accumulate)
         self._controller = controller or default_controller(self.settings, seed)
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
@@ -180,7 +190,7 @@ class Growth:
         if isinstance(self.log, CatchUpLog):
             self.log.step = self._step
         if self._engine is None:
-            self._reserve(batch)
+            self._reserve(self._update.one(batch))
         else:
             self._engine.safe_point(self._step, batch, loss)
         self._wake = self._next_wake()

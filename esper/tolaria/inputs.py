@@ -15,7 +15,7 @@ from torch import Tensor
 
 from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
-from esper.kasmina.branch import Update
+from esper.kasmina.host_update import AccumulatedUpdate, HostUpdate, Stateful, Update
 from esper.log.event_log import EventLog
 from esper.log.run import open_run_log, resume_run_log
 from esper.log.workspace import Workspace
@@ -47,8 +47,21 @@ def held_out_parts(probe: Iterable[Any] | None, confirm: Iterable[Any] | None) -
     return None
 
 
-def plain_update(optimizer: torch.optim.Optimizer) -> Update:
-    """What most loops do with a loss: backward, step, zero_grad."""
+def host_update(
+    optimizer: torch.optim.Optimizer,
+    update: Update | AccumulatedUpdate | None,
+    stateful: Sequence[Stateful],
+    accumulate: bool,
+) -> HostUpdate:
+    """How the host is trained; what most loops do with a loss where no ``update`` tells."""
+    if update is None and (accumulate or stateful):
+        named = "accumulate=True" if accumulate else "update_state"
+        raise ValueError(f"{named} needs update: what the loop does with the losses of a batch")
+    return HostUpdate(update or _plain_update(optimizer), tuple(stateful), accumulate)
+
+
+def _plain_update(optimizer: torch.optim.Optimizer) -> Update:
+    """Backward, step, zero_grad."""
 
     def update(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from esper.blueprints.library import LIBRARY
 from esper.kasmina.check import contract_violations
 from esper.kasmina.digest import tensor_bytes
 from esper.kasmina.errors import KasminaError, ObjectiveError
+from esper.kasmina.host import own_module
 from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import LossFunction, scalar_loss, shadow_step
@@ -87,6 +88,7 @@ def check_isolation(
     """
     objective = loss_fn or _mean_square(model)
     try:
+        model = own_module(model)
         found = find_slots(model, lambda: objective(batch))
         reference = _host_pass(model, objective, batch)
         again = _host_pass(model, objective, batch)

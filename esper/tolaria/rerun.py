@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest, tensor_digests
+from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState
@@ -114,7 +114,7 @@ class Rerun:
         self,
         lattice: Lattice,
         loss_fn: LossFunction,
-        update: Update,
+        update: HostUpdate,
         settings: GrowthSettings,
         logged: LoggedRun,
     ) -> None:
@@ -125,6 +125,7 @@ class Rerun:
         self._decisions = LoggedDecisions()
         self.transitions = Transitions(lattice, loss_fn, update, settings, self._decisions)
         self._loss_fn = loss_fn
+        self._update = update
         self._settings = settings
         self._logged = logged
         self._lapsed = 0
@@ -141,7 +142,7 @@ class Rerun:
             transitions.fork.follow(batch)
             self.lattice.tick()
         if step % self._settings.shadow_every == 0:
-            self._train_trials(batch)
+            self._train_trials(self._update.one(batch))
         for event in self._logged.at.get(step, ()):
             self._follow(event, step)
         transitions.mark()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from esper.kasmina._lattice import AlphaSchedule
-from esper.kasmina.branch import Update
 from esper.kasmina.digest import model_digest
+from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState, SeedState
@@ -52,7 +52,7 @@ class Transitions:
         self,
         lattice: Lattice,
         loss_fn: LossFunction,
-        update: Update,
+        update: HostUpdate,
         settings: GrowthSettings,
         decisions: Decider,
     ) -> None:
@@ -156,7 +156,7 @@ class Transitions:
     def _start_graft(self, trial: Trial) -> None:
         lattice = self._lattice
         fork = ForkTrial(lattice.model, lattice.optimizer, self._loss_fn, self._update)
-        fork.grafted(lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps)))
+        lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps))
         self.fork = fork
 
     def _fossilize(self, trial: Trial) -> None:
