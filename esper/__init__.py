@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper.kasmina.slot_types import register_slot_type
+    from esper.kasmina.slots import slots
     from esper.portable.export import export
     from esper.portable.storage import load, save
     from esper.tolaria.growth import Growth
@@ -22,7 +24,9 @@ __all__ = [
     "check_isolation",
     "export",
     "load",
+    "register_slot_type",
     "save",
+    "slots",
 ]
 
 _HOMES = {
@@ -31,7 +35,9 @@ _HOMES = {
     "check_isolation": "esper.tolaria.preflight",
     "export": "esper.portable.export",
     "load": "esper.portable.storage",
+    "register_slot_type": "esper.kasmina.slot_types",
     "save": "esper.portable.storage",
+    "slots": "esper.kasmina.slots",
 }
 
 

@@ -72,7 +72,10 @@ def _activations(
     finally:
         for handle in handles:
             handle.remove()
-    return (seen["h"], added[0]) if added else (torch.empty(0), "loss_fn did not reach the slot")
+    if len(added) == 1:
+        return seen["h"], added[0]
+    often = f"reached the slot {len(added)} times, wanted once a pass"
+    return torch.empty(0), f"loss_fn {often if added else 'did not reach the slot'}"
 
 
 def _addition(seed: Seed, x: Tensor) -> Tensor | str:
@@ -140,8 +143,24 @@ def _gradient_problems(seed: Seed, loss: Tensor) -> list[str]:
         if seed.trainable:
             torch.autograd.grad(loss, seed.trainable, allow_unused=True)
     except (RuntimeError, SlotError) as error:
-        return [f"no gradient can be taken for the seed: {error}"]
+        return [f"no gradient can be taken for the seed: {_explained(error)}"]
     return []
+
+
+def _explained(error: Exception) -> str:
+    """What to do about the ways in which a host commonly keeps gradients from a seed."""
+    text = str(error)
+    if "use_reentrant" in text:
+        return (
+            "the host checkpoints activations reentrantly, and no gradient is taken through that: "
+            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
+    if "does not require grad" in text:
+        return (
+            "none comes back here: the slot runs under torch.no_grad, or inside reentrant "
+            "checkpointing (call torch.utils.checkpoint.checkpoint with use_reentrant=False)"
+        )
+    return text
 
 
 def reachable_leaves(loss: Tensor) -> list[Tensor]:

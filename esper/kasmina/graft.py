@@ -166,30 +166,35 @@ def host_of(module: nn.Module) -> nn.Module:
     return module
 
 
-def parent_of(model: nn.Module, path: str) -> nn.Module:
-    """The module that holds the last step of the dotted ``path``; graft points are seen through.
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at the dotted ``path``, which does not name the graft points on its way.
 
     Raises:
         SlotError: there is no module at ``path``.
     """
-    holder, parent = model, model
+    return _holder(model, path)._modules[path.rpartition(".")[2]]  # type: ignore[return-value]
+
+
+def _holder(model: nn.Module, path: str) -> nn.Module:
+    """The module that has the last step of ``path`` as its own child."""
+    parent = module = model
     for step in path.split("."):
-        parent = holder if step in holder._modules else host_of(holder)
+        parent = module if step in module._modules else host_of(module)
         found = parent._modules.get(step)
         if found is None:
             raise SlotError(f"the host has no module at {path!r}")
-        holder = found
+        module = found
     return parent
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` at the dotted ``path`` of ``model``."""
-    parent_of(model, path)._modules[path.rpartition(".")[2]] = module
+    _holder(model, path)._modules[path.rpartition(".")[2]] = module
 
 
 def graft_point(model: nn.Module, path: str) -> GraftPoint:
     """The graft point at ``path``, made there when the host's own module still stands alone."""
-    module = model.get_submodule(path)
+    module = module_at(model, path)
     if isinstance(module, GraftPoint):
         return module
     point = GraftPoint(module)
@@ -214,6 +219,6 @@ def detach(model: nn.Module, key: str, start: str, end: str) -> None:
     if point.span_inputs.pop(key, None) is not None:
         del graft_point(model, start).recorders[key]
     for path in {start, end}:
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         if isinstance(module, GraftPoint) and module.idle:
             replace_module(model, path, module.host)

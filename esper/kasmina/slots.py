@@ -59,7 +59,7 @@ class SlotMap:
         for slot in self.slots.values():
             reads = f"{slot.in_shape} to " if slot.source == "span" else ""
             lines.append(f"  {slot.id:{width}}  {reads}{slot.out_shape}")
-        lines += [f"  no slot on {name}: {reason}" for name, reason in self.left_out.items()]
+        lines += [f"  no slot on {name or 'the model'}: {r}" for name, r in self.left_out.items()]
         return "\n".join(lines)
 
 
@@ -137,7 +137,8 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 
 def _nothing_usable(left_out: dict[str, str]) -> str:
-    seen = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "no modules"
+    reasons = (f"{name or 'the model'}: {reason}" for name, reason in left_out.items())
+    seen = "; ".join(reasons) or "no modules"
     return (
         f"the host has no slot ({seen}); wanted at least one of {known_types()}, called once a pass"
     )
@@ -156,6 +157,8 @@ def _carriers(
     left_out: dict[str, str] = {}
     for name, module in candidates.items():
         try:
+            if not name:
+                raise LayoutError("it is the model itself: put it into an nn.Sequential")
             carriers[name] = _carrier(module, calls.get(name), name in shared, batches)
         except LayoutError as error:
             left_out[name] = str(error)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from esper.blueprints.build import build, parameter_count
 from esper.blueprints.ir import BlueprintError, from_bytes
-from esper.kasmina.errors import KasminaError
-from esper.kasmina.graft import GraftedSeed, GraftPoint, detach
+from esper.kasmina.errors import KasminaError, SlotError
+from esper.kasmina.graft import GraftedSeed, GraftPoint, detach, module_at
 from esper.kasmina.lattice import install_fossil
 from esper.kasmina.record import DTYPES, GrowthRecord
 from esper.kasmina.seed import Seed
@@ -111,17 +111,13 @@ def _install(model: nn.Module, record: GrowthRecord, grown: GrownState) -> None:
 
 
 def _module_at(model: nn.Module, path: str, origin: str) -> nn.Module:
-    parent_path, _, name = path.rpartition(".")
     try:
-        found = model.get_submodule(parent_path)._modules.get(name)
-    except AttributeError:
-        found = None
-    if found is None:
+        return module_at(model, path)
+    except SlotError:
         raise StateError(
             f"{origin} grew at {path}, and this {type(model).__name__} has no such module: wanted "
             "a fresh instance of the class it was saved from"
-        )
-    return found
+        ) from None
 
 
 def _dtype_of(record: GrowthRecord, wanted: int, grown: GrownState) -> torch.dtype:
@@ -129,8 +125,8 @@ def _dtype_of(record: GrowthRecord, wanted: int, grown: GrownState) -> torch.dty
 
     A body without weights is refused before any memory is spent on it.
     """
-    prefix = f"{record.end}.seeds.{record.seed}.body."
-    own = [tensor for name, tensor in grown.weights.items() if name.startswith(prefix)]
+    prefix = _without_hosts(f"{record.end}.seeds.{record.seed}.body.")
+    own = [t for name, t in grown.weights.items() if _without_hosts(name).startswith(prefix)]
     got = sum(tensor.numel() for tensor in own)
     if got < wanted:
         raise StateError(
@@ -138,6 +134,11 @@ def _dtype_of(record: GrowthRecord, wanted: int, grown: GrownState) -> torch.dty
             f"its blueprint wants {wanted}"
         )
     return next((t.dtype for t in own if t.is_floating_point()), DTYPES[record.dtype])
+
+
+def _without_hosts(name: str) -> str:
+    """``name`` without the steps that a graft point adds, also around what grew before it."""
+    return ".".join(step for step in name.split(".") if step != "host")
 
 
 def _require_same(model: nn.Module, grown: GrownState) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen, host_of
 from esper.kasmina.isolation import RandomState
 from esper.portable.errors import ExportError
+from esper.portable.stock import passes_options, straight
 
 _INLINE = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.LayerNorm)
 """Hosts whose forward is one function of their own parameters: these keep their names."""
@@ -146,7 +147,7 @@ def _trace_once(
     for name in [name for name in vars(region) if name.startswith("_tensor_constant")]:
         delattr(region, name)  # of an earlier trace
     try:
-        with _mode(region, inlined, training):
+        with _mode(region, inlined, training), straight(region):
             return _Tracer(region, inlined).trace(region, _switched_off(region))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -158,6 +159,8 @@ def _switched_off(region: nn.Module) -> dict[str, Any]:
 
     The graph checks them at each call.
     """
+    if passes_options(region):
+        return {}
     parameters = inspect.signature(type(region).forward).parameters.values()
     return {
         p.name: p.default for p in parameters if p.default is None or p.default in (True, False)

@@ -138,7 +138,7 @@ def _try_slot(
             problems += _traces(reference, _host_pass(model, loss_fn, batch), "the host's {}")
     except (KasminaError, RuntimeError, ValueError, TypeError, IndexError) as error:
         problems = [_reason(error)]
-    return SlotReport(slot.id, blueprint.name, tuple(map(_explained, problems)))
+    return SlotReport(slot.id, blueprint.name, tuple(problems))
 
 
 def _fitting(slot: Slot) -> Blueprint | None:
@@ -212,18 +212,3 @@ def _differences(before: dict[str, bytes], after: dict[str, bytes]) -> str:
 
 def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _explained(problem: str) -> str:
-    if "use_reentrant" in problem:
-        return (
-            "the host checkpoints activations reentrantly, and a seed can take no gradient through "
-            "that: call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )
-    if "does not require grad" in problem:
-        return (
-            "no gradient comes back to a seed here: the slot runs under torch.no_grad, or inside "
-            "reentrant checkpointing (call torch.utils.checkpoint.checkpoint with "
-            "use_reentrant=False)"
-        )
-    return problem
