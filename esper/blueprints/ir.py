@@ -258,6 +258,11 @@ class Blueprint(_Data, frozen=True):
             for node in self.nodes
         )
 
+    @property
+    def affine(self) -> bool:
+        """Whether it is one affine map of the features, the same at each position."""
+        return all(isinstance(node, Linear | LowRank | Scale | Add) for node in self.nodes)
+
 
 def operands(node: Node) -> tuple[int, ...]:
     """The values that a node reads."""

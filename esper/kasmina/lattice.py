@@ -10,6 +10,7 @@ from torch import nn
 
 from esper.kasmina._lattice import AlphaSchedule, SlotTable
 from esper.kasmina.errors import SlotError
+from esper.kasmina.fold import Folding, fold_in
 from esper.kasmina.graft import GraftedSeed, attach, detach
 from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
 from esper.kasmina.record import record_of
@@ -19,6 +20,14 @@ from esper_events.events import SlotDeclared
 from esper_events.stages import BLENDED, Stage
 
 _STAGES = list(Stage)
+_TO_DORMANT = (Stage.CULLED, Stage.EMBARGOED, Stage.DORMANT)
+_TO_FOSSIL = (
+    Stage.TRAINING,
+    Stage.GRAFTING,
+    Stage.STABILIZING,
+    Stage.EVALUATING,
+    Stage.FOSSILIZED,
+)
 
 
 class Lattice:
@@ -108,8 +117,37 @@ class Lattice:
         self.advance(seed, Stage.FOSSILIZED)
         self.grafts[seed.id].isolated = False
 
+    def fold(self, seed: Seed, forward: Callable[[], object]) -> Folding:
+        """Let the fossil ``seed`` become part of its module's weights and leave the forward path.
+
+        Its body must be affine at each position; ``forward`` runs the model once on a held-out
+        batch.
+
+        Raises:
+            FoldError: slot and seed do not compose to one module; nothing has changed.
+        """
+        folding = fold_in(self.model, self.optimizer, seed, forward)
+        self.remove(seed)
+        self.forget(seed)
+        return folding
+
+    def restore(self, seed: Seed, *, fossil: bool, in_path: bool) -> None:
+        """Enter a seed that has ended before this lattice was made: as a fossil, or dormant again.
+
+        One that stands ``in_path`` is built into the host; its tensors, and its place in the
+        optimizer, are the caller's to fill.
+        """
+        self.germinate(seed)
+        for stage in _TO_FOSSIL if fossil else _TO_DORMANT:
+            self.advance(seed, stage)
+            if stage is Stage.GRAFTING:
+                self._table.start_blend(seed.id, AlphaSchedule(1))
+                self._table.tick()
+        if in_path:
+            self.grafts[seed.id] = install_fossil(self.model, seed)
+
     def forget(self, seed: Seed) -> None:
-        """Let a culled seed's tensors go; its number stays in the table."""
+        """Let the tensors of a seed that has ended go; its number stays in the table."""
         seed.body = nn.Identity()
         seed.optimizer = None
 
@@ -121,12 +159,13 @@ def _grafted(model: nn.Module, seed: Seed) -> GraftedSeed:
     return GraftedSeed(seed.body, seed.slot, record).to(seed.slot.device)
 
 
-def install_fossil(model: nn.Module, seed: Seed) -> None:
-    """Build ``seed`` into a host that has not trained yet: the grown shape from the start."""
+def install_fossil(model: nn.Module, seed: Seed) -> GraftedSeed:
+    """Build ``seed`` into a host in which it did not grow: the grown shape from the start."""
     graft = _grafted(model, seed)
     graft.alpha.fill_(1.0)
     graft.isolated = False
     attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)
+    return graft
 
 
 def describe_slots(slot_map: SlotMap) -> tuple[SlotDeclared, ...]:
