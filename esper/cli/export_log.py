@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from esper.cli.failures import UserError, reading
+from esper.cli.failures import UserError, printable, reading
 
 
 @click.command(
@@ -32,7 +32,8 @@ def export_log(run_dir: Path, file: Path) -> None:
             exported = export_run(run_dir, file)
     except ExportError as error:
         raise UserError(str(error)) from error
-    click.echo(f"{file}: {exported.events} events in {exported.segments} segments")
+    told = f"{exported.events} events in {exported.segments} segments"
+    click.echo(printable(f"{file}: {told}"))
     if not exported.whole:
         click.echo("  note: what was appended since the last signed checkpoint is left out")
-    click.echo(f"next: esper verify {shlex.quote(str(file))}")
+    click.echo(printable(f"next: esper verify {shlex.quote(str(file))}"))

@@ -74,9 +74,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def say(message: str) -> None:
-    """One line on standard error, without what could steer a terminal."""
-    line = "".join(c if c.isprintable() else " " for c in message)
-    click.echo(f"esper: {line}", err=True)
+    """One line on standard error."""
+    click.echo(f"esper: {printable(message)}", err=True)
+
+
+def printable(text: str) -> str:
+    """One line without what could steer a terminal: names and paths are data from elsewhere."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> int:
@@ -99,6 +103,13 @@ def _run(command: click.Command, arguments: list[str] | None) -> int:
         return result if isinstance(result, int) else GOOD
     except click.exceptions.Abort as abort:
         return _interrupted(abort)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx is not None else "esper"
+        say(f"{error.format_message().rstrip('.')}; see: {verb} --help")
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

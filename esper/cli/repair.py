@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import NotWholeError, RunFailedError, UserError
+from esper.cli.failures import NotWholeError, RunFailedError, UserError, printable
 
 if TYPE_CHECKING:
     from esper.tolaria.config import LogSettings
@@ -53,7 +53,7 @@ def repair(run_dir: Path, nats: str | None, workspace: Path | None) -> None:
         raise NotWholeError(run_dir, error) from error
     except LogError as error:
         raise RunFailedError(f"{run_dir}: {error}") from error
-    click.echo(f"{run_dir}: {done}")
+    click.echo(printable(f"{run_dir}: {done}"))
 
 
 def _recorded(run_dir: Path) -> LogSettings | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esper.cli.failures import NotWholeError, UserError, reading, say
+from esper.cli.failures import NotWholeError, UserError, printable, reading, say
 from esper.cli.options import key_option, trusted_key
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _as_dict(path: Path, replayed: Replayed[Any]) -> dict[str, Any]:
 def _tell(path: Path, replayed: Replayed[Any]) -> None:
     begun = f", from a snapshot at {replayed.snapshot}" if replayed.snapshot else ""
     of = f"{replayed.seq} of {replayed.records} events"
-    click.echo(f"{path}: {replayed.projection.name} of log {replayed.log} after {of}{begun}")
+    name = replayed.projection.name
+    click.echo(printable(f"{path}: {name} of log {replayed.log} after {of}{begun}"))
     click.echo(f"  seq: {replayed.seq}")
     click.echo(f"  digest: {replayed.digest}")
     for line in replayed.projection.words(replayed.state):
-        # Text in events is data from elsewhere: it must not steer the reader's terminal.
-        click.echo("  " + "".join(c if c.isprintable() else " " for c in line))
+        click.echo(f"  {printable(line)}")

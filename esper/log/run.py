@@ -72,7 +72,13 @@ def resume_run_log(
     """
     if not _holds_a_run(run_dir / JOURNAL):
         raise JournalError(f"{run_dir} holds no run that could be resumed")
-    log = _open(run_dir, _first_segment(run_dir).log, workspace, nats, ack, accept_unproved)
+    first = _first_segment(run_dir)
+    if first.key_id != workspace.key().public.id:
+        raise JournalError(
+            f"was written under another key than that of the workspace {workspace.path}: set "
+            "ESPER_WORKSPACE to the one that it was trained in"
+        )
+    log = _open(run_dir, first.log, workspace, nats, ack, accept_unproved)
     try:
         _check_resumable(run_dir, log)
     except BaseException:

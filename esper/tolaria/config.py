@@ -70,13 +70,14 @@ _MODELS_FOR = {"fashion_mnist": ("mlp", "cnn"), "characters": ("transformer",)}
 def read(path: Path) -> Config:
     """The config in a file; raises ``ConfigError``, whose line begins with the path."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: got {len(data)} bytes, wanted at most {MAX_BYTES}")
+        raise ConfigError(f"{path}: got more bytes than {MAX_BYTES}, wanted at most that")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import CHECKPOINT, SignedCheckpoint
-from esper_events.errors import ChainError, ExportError, cause
+from esper_events.errors import ChainError, ExportError
 from esper_events.files import whole_file
 from esper_events.framing import END, JOURNAL, LENGTH, frame, read_frames
 from esper_events.reader import MAGIC, LogReader, open_journal, read_checkpoint
@@ -56,7 +56,9 @@ def export_run(run_dir: Path, file: Path) -> Exported:
     except FileExistsError as error:
         raise ExportError(f"{file} exists already; choose another name") from error
     except OSError as error:
-        raise ExportError(f"cannot export {run_dir} to {file}: {cause(error)}") from error
+        raise ExportError(
+            f"cannot export {run_dir} to {file}: {error.strerror or error}"
+        ) from error
 
 
 def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO) -> Exported:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from esper.cli import failures
@@ -98,11 +99,43 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["train", "x.toml", "--seed", "many"],
     ],
 )
-def test_bad_usage_is_exit_code_2(
-    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+def test_bad_usage_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert failures.run(group, arguments) == 2
+    told = capsys.readouterr()
+    (line,) = told.err.splitlines()
+    assert line.startswith("esper: ")
+    verb = f"esper {arguments[0]}" if arguments[0] in VERBS else "esper"
+    assert line.endswith(f"; see: {verb} --help")
+    assert told.out == ""
+
+
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failures.run(group, []) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_an_endless_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failures.run(group, ["train", "/dev/zero"]) == 2
+    assert "esper: /dev/zero: got more bytes than" in capsys.readouterr().err
+
+
+def test_a_run_of_another_workspace_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ESPER_WORKSPACE", str(tmp_path / "another"))
+    config = msgspec.structs.replace(started(KEY), config=SMALL)
+    run = make_run(KEY, ((config,),))
+    run.write(tmp_path / "run")
+    assert failures.run(group, ["train", "--resume", str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().err
+    assert "written under another key than that of the workspace" in told
+    assert "set ESPER_WORKSPACE" in told
 
 
 READERS = {
