@@ -17,6 +17,7 @@ from esper_events.events import (
     ReplicaChanged,
     RunEnded,
     RunStarted,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -43,6 +44,7 @@ class Story:
         self._blueprints: dict[str, str] = {}
         self._decisions: dict[int, TransitionDecided] = {}
         self._names: dict[int, str] = {}
+        self._costs: dict[int, float] = {}
 
     def tell(self, record: Record) -> str | None:
         """The line for a record, without control characters; None where there is none."""
@@ -68,6 +70,9 @@ class Story:
                 return (event.step, f"held-out loss has stopped falling{_figures(event.figures)}")
             case GateMeasured() if event.gate in _TOLD_GATES:
                 return event.step, self._gate(event)
+            case GateMeasured() if event.gate is Gate.GERMINATION:
+                self._costs[event.seed] = event.figures.get("parameters", 0.0)
+                return None
             case TransitionDecided():
                 self._decided(event)
                 return None
@@ -75,6 +80,8 @@ class Story:
                 return event.step, self._applied(event)
             case TransitionLapsed():
                 return self._lapsed(event)
+            case SeedFolded():
+                return event.step, self._folded(event)
             case BreakerChanged():
                 return (
                     event.step,
@@ -103,9 +110,20 @@ class Story:
         lost = f", {event.steps_lost} steps lost" if event.steps_lost else ""
         told = decided.reason and decided.target not in _ROUTINE
         why = f": {decided.reason}" if told else ""
+        cost = self._cost(decided.seed) if decided.target is Stage.FOSSILIZED else ""
         return (
             f"{self._seed(decided.seed)} {decided.source.value} -> "
-            f"{decided.target.value}{removal}{lost}{why}"
+            f"{decided.target.value}{removal}{lost}{cost}{why}"
+        )
+
+    def _cost(self, seed: int) -> str:
+        cost = self._costs.get(seed)
+        return "" if cost is None else f", {cost:,.0f} parameters more"
+
+    def _folded(self, event: SeedFolded) -> str:
+        return (
+            f"{self._seed(event.seed)} folded into {event.module}: no parameters left, the output "
+            f"differs by {event.difference:.2g} of {event.largest:.2g}"
         )
 
     def _lapsed(self, event: TransitionLapsed) -> tuple[int, str] | None:

@@ -168,7 +168,9 @@ def seed_table(rows: Sequence[SeedRow]) -> Table:
             str(row.seed),
             Text(row.slot),
             Text(row.blueprint),
-            Text(row.stage.value, style=_STYLES.get(row.stage.value, "")),
+            Text(
+                "folded" if row.folded else row.stage.value, style=_STYLES.get(row.stage.value, "")
+            ),
             f"{row.alpha:.2f}",
             f"{row.parameters:,}",
             "" if row.gain is None else f"{100 * row.gain:+.1f} %",

@@ -55,6 +55,14 @@ class Breaker:
             self._weigh(self._attempt, step)
         return self.state == "closed"
 
+    def snapshot(self) -> int:
+        """What it remembers while it is closed: how many decisions lapsed in a row."""
+        return self._lapses
+
+    def restore(self, lapses: int) -> None:
+        """Be closed, after so many lapses."""
+        self._lapses = lapses
+
     def _weigh(self, attempt: Ticket, step: int) -> None:
         if self._settings.sync_decisions:
             attempt.wait(max(0.0, self._deadline - time.monotonic()))

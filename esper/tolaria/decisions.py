@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from esper.tolaria.breaker import Breaker, Log, Ticket
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import TransitionApplied, TransitionDecided, TransitionLapsed
+from esper_events.events import SeedFolded, TransitionApplied, TransitionDecided, TransitionLapsed
 from esper_events.stages import Stage
 
 __all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
@@ -30,10 +30,12 @@ UNANSWERED = "the log did not acknowledge it in time"
 
 @dataclass(frozen=True)
 class Effect:
-    """What applying a decision did: the seed's digest at that moment, and host steps lost."""
+    """What applying a decision did: the seed's digest at that moment, host steps lost, and what
+    else there is to tell of it."""
 
     seed_weights: str = ""
     steps_lost: int = 0
+    events: tuple[SeedFolded, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,20 @@ class Decisions:
     def __bool__(self) -> bool:
         """Whether anything is under way: a decision, or the breaker's attempt at the log."""
         return bool(self._open) or self._breaker.state == "half-open"
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way, and nothing held back either."""
+        return not self._open and self._breaker.state == "closed"
+
+    def snapshot(self) -> dict[str, Any]:
+        """What there is to remember while it is quiet."""
+        return {"count": self._count, "lapsed": self.lapsed, "breaker": self._breaker.snapshot()}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`snapshot`."""
+        self._count, self.lapsed = kept["count"], kept["lapsed"]
+        self._breaker.restore(kept["breaker"])
 
     def pending(self, seed: int) -> bool:
         """Whether a decision about ``seed`` is under way."""
@@ -171,7 +187,8 @@ class Decisions:
                 step=step,
                 seed_weights=effect.seed_weights,
                 steps_lost=effect.steps_lost,
-            )
+            ),
+            *effect.events,
         )
         return True
 

@@ -53,7 +53,9 @@ class Engine:
     ) -> None:
         self.lattice = lattice
         self.decisions = Decisions(log, settings)
-        self.transitions = Transitions(lattice, loss_fn, update, settings, self.decisions)
+        self.transitions = Transitions(
+            lattice, loss_fn, update, settings, self.decisions, held_out.watch[0]
+        )
         self.trials = self.transitions.trials
         self.watch = Watch(
             lattice, self.transitions, self.decisions, loss_fn, held_out, settings, library, log

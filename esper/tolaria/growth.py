@@ -329,7 +329,9 @@ class Growth:
             ),
         )
         if self._logged is not None:
-            self._engine = Rerun(lattice, self._loss_fn, self._update, self.settings, self._logged)
+            self._engine = Rerun(
+                lattice, self._loss_fn, self._update, self.settings, self._logged, first
+            )
             return
         self._engine = Engine(
             lattice,

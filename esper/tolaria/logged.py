@@ -15,6 +15,7 @@ from esper_events.events import (
     Record,
     RunEnded,
     RunStarted,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -42,6 +43,12 @@ class LoggedRun:
     def steps(self) -> int:
         """The last step that the log tells of."""
         return self.ended.step if self.ended is not None else max(self.at, default=0)
+
+    @property
+    def folded(self) -> frozenset[int]:
+        """The fossils that became part of their modules' weights."""
+        events = (event for told in self.at.values() for event in told)
+        return frozenset(event.seed for event in events if isinstance(event, SeedFolded))
 
 
 def read_run(path: Path, trusted: PublicKey | None = None) -> LoggedRun:
@@ -84,7 +91,7 @@ def _add(run: LoggedRun, event: Event) -> None:
             run.at[step].append(event)
         case TransitionApplied(step=step) | TransitionLapsed(step=step):
             run.at[step].append(event)
-        case WeightsRecorded(step=step):
+        case WeightsRecorded(step=step) | SeedFolded(step=step):
             run.at[step].append(event)
         case RunEnded():
             run.ended = event

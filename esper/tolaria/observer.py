@@ -16,8 +16,9 @@ run that is trained again from its log."""
 
 
 class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One seed as a person sees it; ``gain`` is its last measured relative reduction of the
-    held-out loss (None before the first measurement)."""
+    """One seed as a person sees it. ``parameters`` are those that it adds to the host, none where
+    it was ``folded`` into a module's weights; ``gain`` is its last measured relative reduction of
+    the held-out loss (None before the first measurement)."""
 
     seed: int
     slot: str
@@ -26,6 +27,7 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     parameters: int
     gain: float | None = None
+    folded: bool = False
 
 
 class Grown(msgspec.Struct, frozen=True, kw_only=True):

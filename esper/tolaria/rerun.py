@@ -23,6 +23,7 @@ from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage, new_seed, train_in_shadow
 from esper_events.events import (
     Event,
+    SeedFolded,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
@@ -117,13 +118,23 @@ class Rerun:
         update: HostUpdate,
         settings: GrowthSettings,
         logged: LoggedRun,
+        held_out: Any,
     ) -> None:
         self.lattice = lattice
         self.difference: Difference | None = None
         self.checked = 0
         """Recorded digests that were compared."""
         self._decisions = LoggedDecisions()
-        self.transitions = Transitions(lattice, loss_fn, update, settings, self._decisions)
+        folded = logged.folded
+        self.transitions = Transitions(
+            lattice,
+            loss_fn,
+            update,
+            settings,
+            self._decisions,
+            held_out,
+            folds=lambda seed: seed in folded,
+        )
         self._loss_fn = loss_fn
         self._update = update
         self._settings = settings
@@ -176,6 +187,9 @@ class Rerun:
                 change = self._change(number)
                 if change is not None:
                     change.lapsed()
+            case SeedFolded(seed=seed, module=module, after=logged):
+                here = self.transitions.folded.get(seed, "not folded")
+                self._compare(step, f"module {module} with seed {seed} folded in", here, logged)
             case WeightsRecorded(tensors=logged_tensors):
                 self._compare_tensors(step, logged_tensors)
 

@@ -34,6 +34,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``error_budget``: chance that a run keeps any seed that is worth nothing; test ``k`` spends
       ``6 / (pi * k)**2`` of it.
     - ``shadow_confidence``: one-sided confidence of the shadow gate.
+    - ``fold``: let a fossil become part of its module's weights where both compose to one module.
     - ``embargo``: cool-down of a slot after a cull.
     - ``lead``: steps between a decision and the step at which it takes effect; a log that has
       not acknowledged it by then delays it, and lets it lapse after ``ack_timeout`` seconds.
@@ -65,6 +66,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     min_effect: Fraction = 0.15
     error_budget: Fraction = 0.05
     shadow_confidence: Fraction = 0.95
+    fold: bool = True
     embargo: Steps = 400
     lead: Count = 20
     sync_decisions: bool = False

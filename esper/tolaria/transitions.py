@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.digest import model_digest
+from esper.kasmina.fold import FoldError
 from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.shadow import LossFunction
@@ -15,7 +19,10 @@ from esper.tolaria.decisions import Change, Effect
 from esper.tolaria.fork_trial import ForkTrial
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial, give_optimizer, live_stage
+from esper_events.events import SeedFolded
 from esper_events.stages import BLENDED, Stage
+
+_logger = logging.getLogger("esper.tolaria")
 
 Removal = Literal["", "removed", "fork"]
 
@@ -55,10 +62,15 @@ class Transitions:
         update: HostUpdate,
         settings: GrowthSettings,
         decisions: Decider,
+        held_out: Any,
+        folds: Callable[[int], bool] | None = None,
     ) -> None:
+        """``held_out`` is the batch on which folding is measured. ``folds`` tells which fossils
+        to fold; by default, as the settings want, all that can be."""
         self.trials: dict[int, Trial] = {}
         self.fossils: list[Trial] = []
         self.weights: dict[int, str] = {}
+        self.folded: dict[int, str] = {}
         self.fork: ForkTrial | None = None
         self._cooling: dict[int, Trial] = {}
         self._lattice = lattice
@@ -66,10 +78,12 @@ class Transitions:
         self._update = update
         self._settings = settings
         self._decisions = decisions
+        self._held_out = held_out
+        self._folds = folds or (lambda _: settings.fold)
 
     @property
     def fossil_parameters(self) -> int:
-        """Parameters that all fossils together have added to the host."""
+        """Parameters that all fossils together have added to the host; folded ones none."""
         return sum(p.numel() for trial in self.fossils for p in trial.seed.parameters)
 
     def state(self, records: int, lapsed: int) -> LatticeState:
@@ -81,7 +95,9 @@ class Transitions:
             for number, seed in self._lattice.seeds.items()
         }
         slots = tuple(self._lattice.map.slots)
-        return LatticeState(records=records, slots=slots, seeds=seeds, lapsed=lapsed)
+        return LatticeState(
+            records=records, slots=slots, seeds=seeds, lapsed=lapsed, folded=dict(self.folded)
+        )
 
     def mark(self) -> None:
         """Remember, for a fork, what the next live step starts from."""
@@ -114,7 +130,10 @@ class Transitions:
 
         def apply(at: int) -> Effect:
             effects[source](trial)
-            return self._entered(trial, at)
+            effect = self._entered(trial, at)
+            if NEXT[source] is Stage.FOSSILIZED:
+                return replace(effect, events=self._fold(trial, at))
+            return effect
 
         self._decide(trial, step, NEXT[source], reason, apply)
 
@@ -164,6 +183,31 @@ class Transitions:
         self._lattice.fossilize(trial.seed)
         self.fossils.append(trial)
         del self.trials[trial.seed.id]
+
+    def _fold(self, trial: Trial, step: int) -> tuple[SeedFolded, ...]:
+        """Let the fossil become part of its module's weights, where that is exact composition."""
+        seed = trial.seed
+        if not trial.blueprint.affine or not self._folds(seed.id):
+            return ()
+        try:
+            folding = self._lattice.fold(seed, lambda: self._loss_fn(self._held_out))
+        except FoldError as error:
+            _logger.info("seed %d stays beside %s: %s", seed.id, seed.slot.end, error)
+            return ()
+        self.folded[seed.id] = folding.after
+        return (
+            SeedFolded(
+                time=time.time(),
+                step=step,
+                seed=seed.id,
+                slot=seed.slot.id,
+                module=folding.module,
+                before=folding.before,
+                after=folding.after,
+                difference=folding.difference,
+                largest=folding.largest,
+            ),
+        )
 
     def _take_out(self, trial: Trial) -> None:
         # The seed leaves the modules that it was put into; the fork's own state, taken before it

@@ -156,5 +156,6 @@ class Watch:
             stage=stage,
             alpha=0.0 if stage is Stage.DORMANT else self._lattice.alpha(trial.seed.id),
             parameters=sum(p.numel() for p in trial.seed.parameters),
+            folded=trial.seed.id in self._transitions.folded,
             gain=trial.gains[-1] if trial.gains else None,
         )
