@@ -112,7 +112,7 @@ def test_an_optimizer_that_no_seed_could_join_is_refused_at_once() -> None:
 
 
 def test_a_host_without_a_place_to_grow_is_refused_and_its_log_is_closed() -> None:
-    model = nn.Sequential(nn.Conv1d(1, 1, 3), nn.Flatten())
+    model = nn.Sequential(nn.ConvTranspose1d(1, 1, 3), nn.Flatten())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     log = new_log()
     batches = [torch.randn(2, 1, 8) for _ in range(6)]
