@@ -9,7 +9,7 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
 CXX_FILES := $(filter csrc/%,$(SOURCES))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-table test check format bench null-test isolation-campaign kill-campaign \
+.PHONY: help build data demo tables test check format bench null-test isolation-campaign kill-campaign \
 	rerun-campaign replay-campaign clean
 
 help:  ## List the tasks
@@ -20,12 +20,18 @@ build: $(VENV)/.built  ## Create .venv, install the pinned set, build the extens
 demo: $(VENV)/.built  ## Watch a small model grow on real data, on the record (3 minutes)
 	$(BIN)/esper train examples/digits.toml
 
-demo-table: $(VENV)/.built  ## Host, grown and static model on digits over seeds 0 to 9
-	$(BIN)/python -m benchmarks.demo_table
+data:  ## Fetch Fashion-MNIST into data/, checked against its hashes
+	$(PYTHON) tools/fetch_data.py
+
+tables: $(VENV)/.built data  ## The README's tables: every example over its seeds (hours)
+	$(BIN)/python -m benchmarks.table examples/digits.toml --seeds 10
+	$(BIN)/python -m benchmarks.table examples/mnist1d.toml --seeds 5
+	$(BIN)/python -m benchmarks.table examples/fashion_mnist.toml --seeds 5
+	$(BIN)/python -m benchmarks.table examples/characters.toml --seeds 5
 
 # Models in tests are small: threads would only wait for each other.
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.tested  ## Run the tests
+test: $(VENV)/.tested data  ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 check: $(VENV)/.checked  ## Lint, format, types, import rules, spelling

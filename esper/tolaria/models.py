@@ -65,6 +65,7 @@ def cnn(
     channels: int,
     side: int,
     stages: Sequence[int],
+    hidden: Sequence[int],
     classes: int,
     *,
     kernel: int = 3,
@@ -75,8 +76,8 @@ def cnn(
     """A convolutional network, float32 [batch, ``channels``, ``side``, ``side``] to logits.
 
     Each stage is ``conv``, ``norm`` (where asked for), ``act`` and ``pool`` of its number, which
-    halves the side (rounding down); ``flatten`` and ``head`` end it. Initialised as torch does,
-    from torch's global generator.
+    halves the side (rounding down); ``flatten`` and an :func:`mlp` end it. Initialised as torch
+    does, from torch's global generator.
 
     Raises:
         ConfigError: there are more stages than ``side`` can be halved.
@@ -97,7 +98,9 @@ def cnn(
         modules[f"pool{number}"] = nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
         width = units
     modules["flatten"] = nn.Flatten()
-    modules["head"] = nn.Linear(width * left * left, classes)
+    modules["mlp"] = mlp(
+        width * left * left, hidden, classes, activation=activation, batchnorm=batchnorm
+    )
     return nn.Sequential(modules)
 
 
@@ -119,6 +122,7 @@ def create(config: Config, splits: Splits) -> nn.Module:
                 x.shape[1],
                 x.shape[2],
                 settings.channels,
+                settings.hidden,
                 splits.classes,
                 kernel=settings.kernel,
                 activation=settings.activation,

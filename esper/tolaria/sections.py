@@ -59,10 +59,12 @@ class MlpSettings(_Table, frozen=True, kw_only=True):
 
 class CnnSettings(_Table, frozen=True, kw_only=True):
     """``[model]`` with ``kind = "cnn"``: channels of the convolutions, first to last, each with a
-    square kernel of ``kernel`` and followed by pooling over 2 x 2; a linear layer ends it."""
+    square kernel of ``kernel`` and followed by pooling over 2 x 2, then widths of the ``hidden``
+    layers on what is left of the image."""
 
     kind: Literal["cnn"]
     channels: Annotated[tuple[Width, ...], msgspec.Meta(min_length=1, max_length=MAX_LAYERS)]
+    hidden: Annotated[tuple[Width, ...], msgspec.Meta(max_length=MAX_LAYERS)] = ()
     kernel: Literal[1, 3, 5, 7] = 3
     activation: ActivationName = "relu"
     pooling: Literal["max", "average"] = "max"

@@ -140,7 +140,7 @@ def test_quick_values_take_the_place_of_the_others_where_asked_for() -> None:
         ("[[quick]]\nsteps = 3", "quick: got [{'steps': 3}], wanted tables such as [quick.run]"),
         ("[quick.run]\nquick = false", "quick.run.quick: stands in [run] alone"),
         ("[quick.model]\nhidden = [0]", "quick.model.hidden[0]: got 0, wanted a whole number"),
-        ('[quick.model]\nkind = "cnn"', "quick.model.hidden: unknown key"),
+        ('[quick.model]\nkind = "cnn"', "quick.model.channels: missing, wanted"),
         ("[quick.optimizer]\nmomentum = 0.5", "quick.optimizer.momentum: 'adam' has none"),
         ('[quick.growth]\nblueprints = ["wide"]', "quick.growth.blueprints: unknown name 'wide'"),
         ("[quick.data]\nwindow = 8", "quick.data.window: 'digits' has none"),

@@ -113,10 +113,10 @@ def test_a_missing_module_is_told(tmp_path: Path) -> None:
 
 
 def test_a_cnn_has_named_stages_that_halve_the_image() -> None:
-    model = cnn(1, 28, [2, 4], 10, kernel=5, pooling="average", batchnorm=True)
+    model = cnn(1, 28, [2, 4], [6], 10, kernel=5, pooling="average", batchnorm=True)
     stage = ("conv", "norm", "act", "pool")
     names = [f"{name}{number}" for number in (1, 2) for name in stage]
-    assert [name for name, _ in model.named_children()] == [*names, "flatten", "head"]
+    assert [name for name, _ in model.named_children()] == [*names, "flatten", "mlp"]
     assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
     assert model[:8](torch.zeros(3, 1, 28, 28)).shape == (3, 4, 7, 7)
 

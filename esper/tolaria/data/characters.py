@@ -34,8 +34,8 @@ def reference() -> str:
     """The text, each of its paragraphs once (some topics repeat parts of others)."""
     from pydoc_data.topics import topics
 
-    paragraphs = (p for name in sorted(topics) for p in topics[name].split("\n\n"))
-    return "\n\n".join(dict.fromkeys(paragraphs))
+    paragraphs = (p.strip("\n") for name in sorted(topics) for p in topics[name].split("\n\n"))
+    return "\n\n".join(dict.fromkeys(filter(None, paragraphs)))
 
 
 def split_text(text: str, window: int) -> Splits:
