@@ -22,7 +22,7 @@ from esper.kasmina.errors import KasminaError
 from esper.kasmina.graft import GraftedSeed, GraftPoint
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import Seed, evaluating
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 
 TOLERANCE = 1e-4
 """A fold that moves the output by more than this share of its largest value is taken back."""

@@ -17,7 +17,7 @@ from esper.kasmina import ops
 from esper.kasmina.activation import activation, given, input_name, turned, with_activation
 from esper.kasmina.errors import SlotError
 from esper.kasmina.record import GrowthRecord, RecordError, as_tensor, decode_record, from_tensor
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 
 
 class SpanInput:
@@ -61,6 +61,7 @@ class GraftedSeed(nn.Module):
         super().__init__()
         self._record = None if record is None else record.encode()
         self.body = body
+        self.key = ""
         self.source = slot.source
         self.batch_axis = slot.batch_axis
         self.outputs = slot.outputs
@@ -204,6 +205,7 @@ def graft_point(model: nn.Module, path: str) -> GraftPoint:
 
 def attach(model: nn.Module, seed: GraftedSeed, key: str, start: str, end: str) -> None:
     """Put ``seed`` into the forward path of ``model`` under ``key``, at the slot's end."""
+    seed.key = key
     point = graft_point(model, end)
     point.seeds[key] = seed
     if seed.source == "span":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -86,10 +87,10 @@ class Lattice:
             raise SlotError(f"seed {blended.id} is still blended; one graft is tested at a time")
         self.advance(seed, Stage.GRAFTING)
         self._table.start_blend(seed.id, schedule)
-        graft = _grafted(self.model, seed)
+        graft, key = _grafted(self.model, seed)
         graft.train(self.model.training)
         host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
-        attach(self.model, graft, str(seed.id), seed.slot.start, seed.slot.end)
+        attach(self.model, graft, key, seed.slot.start, seed.slot.end)
         adopt_parameters(self.optimizer, seed.trainable, seed.optimizer, host_parameters)
         seed.optimizer = None
         self.grafts[seed.id] = graft
@@ -108,8 +109,9 @@ class Lattice:
 
     def remove(self, seed: Seed) -> None:
         """Take ``seed`` out of the forward path and the optimizer; the host's tensors stay."""
-        if self.grafts.pop(seed.id, None) is not None:
-            detach(self.model, str(seed.id), seed.slot.start, seed.slot.end)
+        graft = self.grafts.pop(seed.id, None)
+        if graft is not None:
+            detach(self.model, graft.key, seed.slot.start, seed.slot.end)
             drop_parameters(self.optimizer, seed.parameters)
 
     def fossilize(self, seed: Seed) -> None:
@@ -152,19 +154,27 @@ class Lattice:
         seed.optimizer = None
 
 
-def _grafted(model: nn.Module, seed: Seed) -> GraftedSeed:
-    present = [module.record for module in model.modules() if isinstance(module, GraftedSeed)]
-    order = 1 + max((record.order for record in present if record is not None), default=-1)
-    record = record_of(seed.id, seed.slot, seed.recipe, order) if seed.recipe else None
-    return GraftedSeed(seed.body, seed.slot, record).to(seed.slot.device)
+def _grafted(model: nn.Module, seed: Seed) -> tuple[GraftedSeed, str]:
+    """What stands for ``seed`` in the forward path, and the key under which it does.
+
+    That is its number, or the next that is free where an earlier run has grown a seed of that
+    number.
+    """
+    present = [module for module in model.modules() if isinstance(module, GraftedSeed)]
+    taken = {graft.key for graft in present}
+    number = next(n for n in itertools.count(seed.id) if str(n) not in taken)
+    orders = (graft.record.order for graft in present if graft.record is not None)
+    order = 1 + max(orders, default=-1)
+    record = record_of(number, seed.slot, seed.recipe, order) if seed.recipe else None
+    return GraftedSeed(seed.body, seed.slot, record).to(seed.slot.device), str(number)
 
 
 def install_fossil(model: nn.Module, seed: Seed) -> GraftedSeed:
     """Build ``seed`` into a host in which it did not grow: the grown shape from the start."""
-    graft = _grafted(model, seed)
+    graft, key = _grafted(model, seed)
     graft.alpha.fill_(1.0)
     graft.isolated = False
-    attach(model, graft, str(seed.id), seed.slot.start, seed.slot.end)
+    attach(model, graft, key, seed.slot.start, seed.slot.end)
     return graft
 
 

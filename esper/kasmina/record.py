@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from torch import Tensor
 
 from esper.kasmina.errors import KasminaError
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 from esper_events.events import SlotDeclared
 
 MAX_RECORD_BYTES = 256 * 1024

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from esper.kasmina.activation import activation, given, input_name, turned, with_activation
 from esper.kasmina.graft import SpanInput, host_of
 from esper.kasmina.isolation import uncompiled
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 
 
 @dataclass(eq=False)

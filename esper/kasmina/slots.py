@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from esper.kasmina.errors import SlotError
+from esper.kasmina.graft import host_of
+from esper.kasmina.host import own_module
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.layout import Layout, LayoutError, layout_of, sequence_first
-from esper.kasmina.signature import Signature
+from esper.kasmina.signature import Slot
 from esper.kasmina.slot_types import SlotType, known_types, slot_type
 from esper.kasmina.trace import Call, tracing
 
@@ -26,24 +28,6 @@ BLENDABLE = (torch.float32, torch.float64, torch.bfloat16)
 
 MAX_SPAN = 3
 """A span reaches over at most so many slot modules."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slot(Signature):
-    """A place where a seed can live: from the input of ``start`` to the output of ``end``.
-
-    ``source`` tells what the seed reads: the host's activation at ``end``, or the input of
-    ``start``. ``batch_axis`` is where the host has the batch (1 where it runs sequence-first);
-    ``outputs`` the length of the tuple that ``end`` returns and that starts with the activation, 0
-    where it returns the activation itself.
-    """
-
-    id: str
-    source: Literal["output", "span"]
-    start: str
-    end: str
-    batch_axis: int = 0
-    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,11 +71,13 @@ def slots(model: nn.Module, batch: Any) -> SlotMap:
 
     Raises:
         SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
+        KasminaError: the model is trained on several devices or in several processes at once.
     """
+    host = own_module(model)
     if callable(batch):
-        return find_slots(model, batch)
+        return find_slots(host, batch)
     given = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return find_slots(model, lambda: model(given))
+    return find_slots(host, lambda: model(given))
 
 
 def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
@@ -102,8 +88,9 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     Raises:
         SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
     """
-    names = _names(model)
-    candidates = {paths[0]: module for module, paths in names.items() if slot_type(module)}
+    names: dict[nn.Module, list[str]] = {}
+    _name(model, "", names)
+    candidates = {paths[0]: module for module, paths in names.items() if _kind(module)}
     _refuse_lazy(model)
     with HostGuard(model), torch.no_grad(), uncompiled(), tracing(candidates) as calls:
         forward()
@@ -118,16 +105,24 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     return SlotMap({slot.id: slot for slot in found}, left_out)
 
 
-def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if "parametrizations" not in name.split("."):
-            names.setdefault(module, []).append(name)
-    return names
+def _name(module: nn.Module, path: str, names: dict[nn.Module, list[str]]) -> None:
+    """Collect every path of every module below ``module``, parents first.
+
+    What has grown is left out: a host has the same slots before and after, and a new seed stacks on
+    the old ones.
+    """
+    names.setdefault(module, []).append(path)
+    for step, child in host_of(module)._modules.items():
+        if child is not None and step != "parametrizations":
+            _name(child, f"{path}.{step}" if path else step, names)
+
+
+def _kind(module: nn.Module) -> SlotType | None:
+    return slot_type(host_of(module))
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return set(module._modules) <= {"parametrizations"}
+    return set(host_of(module)._modules) <= {"parametrizations"}
 
 
 def _refuse_lazy(model: nn.Module) -> None:
@@ -167,7 +162,7 @@ def _carriers(
 
 def _carrier(module: nn.Module, call: Call | None, shared: bool, batches: set[int]) -> _Carrier:
     """Raises ``LayoutError`` with the reason where ``module`` cannot carry a slot."""
-    kind = slot_type(module)
+    kind = _kind(module)
     if shared:
         raise LayoutError("shared: the module stands under several names")
     if call is None or kind is None:

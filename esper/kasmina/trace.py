@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.activation import activation, given, input_name
+from esper.kasmina.graft import host_of
 
 
 @dataclass
@@ -49,7 +50,7 @@ def tracing(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
         return record
 
     handles = [
-        module.register_forward_hook(watch(name, input_name(module)), with_kwargs=True)
+        module.register_forward_hook(watch(name, input_name(host_of(module))), with_kwargs=True)
         for name, module in modules.items()
     ]
     try:

@@ -18,7 +18,7 @@ from esper.kasmina.activation import given, input_name, turned
 from esper.kasmina.graft import host_of
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import evaluating
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 
 
 @dataclass(frozen=True)

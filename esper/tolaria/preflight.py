@@ -20,7 +20,8 @@ from esper.kasmina.host import own_module
 from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import LossFunction, scalar_loss, shadow_step
-from esper.kasmina.slots import Slot, find_slots
+from esper.kasmina.signature import Slot
+from esper.kasmina.slots import find_slots
 
 _NOISE = 0x5EED
 

@@ -17,7 +17,7 @@ from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import LossFunction, held_out_losses, shadow_step
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 from esper.tamiyo.interface import Candidate
 from esper.tolaria.statistics import paired_gain
 from esper_events.events import TrialMeasured

@@ -98,7 +98,7 @@ def test_several_seeds_nested_and_across_each_other(name: str) -> None:
     grow(model, x, *growth)
     plain = esper.export(model)
     assert equal(outputs(model, x), outputs(plain, x))
-    grow(model, x, ("0.host", "low_rank"), ("0.seeds.1.body.nodes.0", "low_rank"))
+    grow(model, x, (outputs_[0], "low_rank"), (spans[1], "widen"))
     twice = esper.export(model)
     assert equal(outputs(model, x), outputs(twice, x))
     assert not equal(outputs(twice, x), outputs(plain, x))

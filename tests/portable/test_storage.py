@@ -107,9 +107,9 @@ def test_a_model_grows_again_after_loading_and_is_saved_again(tmp_path: Path) ->
     grow(
         loaded,
         x,
-        ("0.host", "low_rank"),
-        ("0.seeds.2.body.nodes.0", "low_rank"),
-        ("4.host", "low_rank"),
+        ("0", "low_rank"),
+        ("0..4", "widen"),
+        ("4", "low_rank"),
     )
     esper.save(loaded, tmp_path / "twice")
     assert [record.order for record in growth_of(loaded)] == list(range(7))
