@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,11 @@ def inputs(place: str, batch: int = 3) -> Tensor:
 
 def test_ids_of_shipped_blueprints_never_change() -> None:
     assert {name: blueprint.id[:16] for name, blueprint in LIBRARY.items()} == IDS
+
+
+def test_the_page_on_blueprints_lists_the_library() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/blueprints.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(LIBRARY)
 
 
 @pytest.mark.parametrize("place", PLACES)
