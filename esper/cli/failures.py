@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -52,15 +53,13 @@ class NotWholeError(UserError):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """A block that reads the log at ``path``; raises ``NotWholeError``."""
+    """A block that reads the log at ``path`` and does nothing else; raises ``NotWholeError``."""
     from esper_events.errors import ChainError, cause
 
     try:
         yield
     except ChainError as error:
         raise NotWholeError(path, error) from error
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise NotWholeError(path, f"cannot be read: {cause(error)}") from error
 
@@ -97,10 +96,13 @@ def run(command: click.Command, arguments: list[str] | None = None) -> int:
 
 
 def _run(command: click.Command, arguments: list[str] | None) -> int:
+    output, code = sys.stdout, GOOD
     try:
         result = command.main(args=arguments, prog_name="esper", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else GOOD
+        code = result if isinstance(result, int) else GOOD
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
+        return code
     except click.exceptions.Abort as abort:
         return _interrupted(abort)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -114,10 +116,17 @@ def _run(command: click.Command, arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        return _closed_pipe()
-    except SystemExit as done:  # click's own answer to a closed pipe
+        _close_pipe()
+        return code
+    except SystemExit as done:
+        if sys.stdout is not output:  # click's answer to a closed pipe is to replace it
+            _close_pipe()
+            return GOOD
         return done.code if isinstance(done.code, int) else FAILED
     except Exception as error:  # noqa: BLE001 - the last resort
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            say(f"there is no room to write: {error.filename or 'the output'}")
+            return FAILED
         return _unexpected(error)
 
 
@@ -133,10 +142,9 @@ def _interrupted(abort: click.exceptions.Abort) -> int:
     return INTERRUPTED
 
 
-def _closed_pipe() -> int:
+def _close_pipe() -> None:
     """The reader (``| head``) has what it wanted; keep the interpreter's last flush quiet."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return GOOD
 
 
 def _unexpected(error: Exception) -> int:

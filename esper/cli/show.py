@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from esper.cli.failures import reading
 from esper.cli.options import key_option, trusted_key
+
+if TYPE_CHECKING:
+    from esper_events.events import Record
+    from esper_events.keys import PublicKey
 
 
 @click.command(
@@ -23,12 +29,17 @@ def show(path: Path, key_file: Path | None, everything: bool) -> None:
     what comes before the damage is shown.
     """
     from esper.cli.story import Story
-    from esper_events.reader import LogReader
     from esper_events.words import describe
 
     tell = describe if everything else Story().tell
+    for record in _records(path, trusted_key(key_file)):
+        line = tell(record)
+        if line is not None:
+            click.echo(line)
+
+
+def _records(path: Path, trusted: PublicKey | None) -> Iterator[Record]:
+    from esper_events.reader import LogReader
+
     with reading(path):
-        for record in LogReader(path, trusted_key(key_file)).records():
-            line = tell(record)
-            if line is not None:
-                click.echo(line)
+        yield from LogReader(path, trusted).records()

@@ -11,7 +11,7 @@ import click
 
 from esper_events import __version__
 from esper_events.checkpoint import load_checkpoint
-from esper_events.errors import EsperEventsError
+from esper_events.errors import EsperEventsError, cause
 from esper_events.keys import PublicKey
 from esper_events.verify import Report, verify_path
 
@@ -39,7 +39,13 @@ def main(path: Path, key_file: Path | None, checkpoint_file: Path | None, as_jso
     code 0: the run is whole. 1: it is not; the line says what and where. 2: bad usage.
     """
     report = check(path, key_file, checkpoint_file)
-    show(path, report, as_json)
+    try:
+        show(path, report, as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        click.echo(f"esper-verify: cannot write the verdict: {cause(error)}", err=True)
+        sys.exit(3)
     sys.exit(0 if report.ok else 1)
 
 

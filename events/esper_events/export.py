@@ -39,26 +39,26 @@ def export_run(run_dir: Path, file: Path) -> Exported:
     Raises:
         ChainError: there is no run, or it is damaged.
         ExportError: the run has no checkpoint yet, or the file cannot be written.
+        OSError: the run cannot be read.
     """
     run_dir, file = Path(run_dir), Path(file)
-    try:
-        with open_journal(run_dir) as journal:
-            signed = read_checkpoint(run_dir)
-            if signed is None:
-                for _ in LogReader(run_dir).records():
-                    pass  # A damaged one has nothing to wait for.
-                raise ExportError(
-                    f"{run_dir} has no checkpoint: its writer signs one when the run closes. "
-                    "Export it then"
-                )
+    with open_journal(run_dir) as journal:
+        signed = read_checkpoint(run_dir)
+        if signed is None:
+            for _ in LogReader(run_dir).records():
+                pass  # A damaged one has nothing to wait for.
+            raise ExportError(
+                f"{run_dir} has no checkpoint: its writer signs one when the run closes. "
+                "Export it then"
+            )
+        try:
             with whole_file(file) as target:
                 return _copy(journal, signed, target)
-    except FileExistsError as error:
-        raise ExportError(f"{file} exists already; choose another name") from error
-    except OSError as error:
-        raise ExportError(
-            f"cannot export {run_dir} to {file}: {error.strerror or error}"
-        ) from error
+        except FileExistsError as error:
+            raise ExportError(f"{file} exists already; choose another name") from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ExportError(f"cannot export {run_dir} to {file}: {reason}") from error
 
 
 def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO) -> Exported:

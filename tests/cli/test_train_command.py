@@ -97,6 +97,26 @@ def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
     )
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.splitlines()[1] == "0"
+
+
+@pytest.mark.parametrize("verb", ["verify", "show", "replay"])
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [(">&-", 0, ""), ("> /dev/full", 3, "esper: there is no room to write: the output\n")],
+)
+def test_an_output_that_is_closed_or_full_says_nothing_of_the_log(
+    trained: Trained, verb: str, output: str, code: int, told: str
+) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(command(verb, 'run'))} {output}"],
+        cwd=trained.directory,
+        env=environment(trained.directory / "workspace"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (code, told)
 
 
 def test_training_goes_on_when_its_reader_leaves(trained: Trained) -> None:
@@ -124,6 +144,15 @@ def test_an_exported_log_is_verified_and_a_flipped_bit_is_found(trained: Trained
     data = bytearray((trained.directory / "run.esper").read_bytes())
     data[len(data) // 2] ^= 0x10
     (trained.directory / "flipped.esper").write_bytes(data)
+    unread = subprocess.run(
+        ["bash", "-c", f"{' '.join(command('verify', 'flipped.esper'))} | true; echo $PIPESTATUS"],
+        cwd=trained.directory,
+        env=environment(trained.directory / "workspace"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (unread.stdout, unread.stderr) == ("1\n", "")
     flipped = trained.esper("verify", "flipped.esper", "--json")
     assert flipped.returncode == 1
     report = json.loads(flipped.stdout)
