@@ -71,8 +71,8 @@ def follow(config: Path, seed: int, run_dir: Path) -> LiveDigests:
     follower = Follower()
     step, close = Growth.step, Growth.close
 
-    def followed_step(growth: Growth, *arguments: Any) -> None:
-        step(growth, *arguments)
+    def followed_step(growth: Growth, *arguments: Any, **more: Any) -> None:
+        step(growth, *arguments, **more)
         follower.seen.steps += 1
         follower.follow(growth)
 
