@@ -2,7 +2,8 @@
 
 A host of its own is trained, a seed of frozen random weights is taken through germination,
 grafting and stabilization with the shadow gate held open, and the fork gate decides. On two
-tasks: digits, and MNIST-1D with its pixels shuffled. Every one that is kept is a false positive.
+tasks: digits, and MNIST-1D with its pixels shuffled; with ``--config`` on the host, data and fork
+gate of any config. Every one that is kept is a false positive.
 """
 
 from __future__ import annotations
@@ -12,27 +13,30 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import torch
-from torch import nn
 
+from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint, Linear, Size
 from esper.kasmina.isolation import seed_everything
+from esper.kasmina.slots import SlotMap, find_slots
 from esper.log.event_log import EventLog
 from esper.log.memory import MemoryStore
 from esper.tamiyo.interface import Advance, Germinate, Observation, Proposal
-from esper.tolaria.config import DataSettings
+from esper.tolaria.config import Config, parse, read
 from esper.tolaria.data import Splits, load
 from esper.tolaria.growth import Growth
-from esper.tolaria.models import mlp
-from esper.tolaria.sections import DataName
+from esper.tolaria.models import create
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.training import (
     batches_of,
     classification_loss,
     endless_batches,
+    make_optimizer,
     train_steps,
 )
 from esper_events.events import GateMeasured
@@ -49,26 +53,34 @@ FROZEN = {
 }
 """A linear map with random weights that nothing ever trains."""
 
-SETTINGS = GrowthSettings(
-    observe_every=25, lead=1, sync_decisions=True, shadow_confidence=1e-9, stability_band=1e9
-)
-"""The fork gate as it is by default; the gates before it are held open, and the log is waited
-for, so that a trial depends on its seed alone."""
+
+def held_open(settings: GrowthSettings) -> GrowthSettings:
+    """The fork gate of the settings; the gates before it are held open, and the log is waited
+    for, so that a trial depends on its seed alone."""
+    return msgspec.structs.replace(
+        settings,
+        observe_every=25,
+        lead=1,
+        sync_decisions=True,
+        shadow_confidence=1e-9,
+        stability_band=1e9,
+    )
 
 
-@dataclass(frozen=True)
-class Task:
-    """A data set and a host for it."""
-
-    data: DataName
-    hidden: tuple[int, ...]
-    before: int
+SETTINGS = held_open(GrowthSettings())
 
 
-TASKS = {
-    "digits": Task("digits", (8, 8), before=600),
-    "mnist1d_shuffled": Task("mnist1d_shuffled", (16, 16), before=600),
-}
+def _task(data: str, width: int) -> Config:
+    """A host of two hidden layers, and the fork gate as it is by default."""
+    return parse(
+        f'[run]\nsteps = 1\n[data]\nname = "{data}"\n[model]\nhidden = [{width}, {width}]\n'
+        "[optimizer]\nlr = 3e-3\n[growth]\nwarmup = 600\n",
+        Path(),
+    )
+
+
+TASKS = {"digits": _task("digits", 8), "mnist1d_shuffled": _task("mnist1d_shuffled", 16)}
+"""Seeds germinate after the steps that the warm-up takes."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +114,29 @@ class OneSeed:
         ]
 
 
-def run_trial(task: Task, splits: Splits, seed: int) -> Verdict:
+def run_trial(task: Config, splits: Splits, seed: int) -> Verdict:
     """Take one frozen random seed to the fork gate."""
     seed_everything(seed)
-    model = mlp(splits.features, task.hidden, splits.classes)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    slot, blueprint = _place(model, seed)
-    settings = SETTINGS
+    model = create(task, splits)
+    optimizer = make_optimizer(model, task.optimizer)
+    loss_fn, probe = classification_loss(model), batches_of(splits.probe, 16)
+    slot, blueprint = _place(find_slots(model, lambda: loss_fn(probe[0])), seed)
+    settings, before = held_open(task.growth), task.growth.warmup
     growth = Growth(
         model,
         optimizer,
-        classification_loss(model),
-        batches_of(splits.probe, 16),
+        loss_fn,
+        probe,
         confirm=batches_of(splits.confirm, 16),
         settings=settings,
-        controller=OneSeed(slot, blueprint, task.before),
+        controller=OneSeed(slot, blueprint, before),
         library=tuple(FROZEN.values()),
         log=EventLog(MemoryStore(), SigningKey.generate(), f"null-{seed}"),
         seed=seed,
     )
     blended = settings.blend_steps + settings.stabilize_steps + settings.evaluate_steps
-    steps = task.before + blended + 20 * settings.observe_every
-    batches = endless_batches(splits.train, 32, seed)
+    steps = before + blended + 20 * settings.observe_every
+    batches = endless_batches(splits.train, task.run.batch_size, seed)
     decided: list[GateMeasured] = []
 
     def after_step(_: int, batch: Any, loss: torch.Tensor) -> None:
@@ -140,12 +153,13 @@ def run_trial(task: Task, splits: Splits, seed: int) -> Verdict:
     return Verdict(slot, verdict.passed, verdict.figures["gain"], verdict.figures["lower"])
 
 
-def _place(model: nn.Module, seed: int) -> tuple[str, str]:
-    """The slots of an MLP in turn: the output of each layer, and each span of layers."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    spans = [f"{a}..{b}" for i, a in enumerate(layers) for b in layers[i:]]
-    slot = (layers + spans)[seed % (len(layers) + len(spans))]
-    return slot, FROZEN["span" if ".." in slot else "output"].name
+def _place(found: SlotMap, seed: int) -> tuple[str, str]:
+    """The slots that a linear map fits, in turn: outputs first, then spans."""
+    fitting = [
+        slot.id for slot in found.slots.values() if applies(FROZEN[slot.source], slot) is None
+    ]
+    slot = fitting[seed % len(fitting)]
+    return slot, FROZEN[found.slots[slot].source].name
 
 
 def _fork_verdicts(growth: Growth) -> list[GateMeasured]:
@@ -153,12 +167,11 @@ def _fork_verdicts(growth: Growth) -> list[GateMeasured]:
     return [e for e in events if isinstance(e, GateMeasured) and e.gate is Gate.FORK]
 
 
-def run_campaign(name: str, trials: int, *, report: bool = True) -> list[Verdict]:
-    """``trials`` frozen seeds on the task ``name``; prints one line for each that is kept."""
-    task = TASKS[name]
-    splits = load(DataSettings(name=task.data))
+def run_campaign(name: str, task: Config, trials: range, *, report: bool = True) -> list[Verdict]:
+    """Frozen seeds on a task, one for each of ``trials``; prints a line for each that is kept."""
+    splits = load(task.data, task.directory)
     verdicts = []
-    for seed in range(trials):
+    for seed in trials:
         verdict = run_trial(task, splits, seed)
         verdicts.append(verdict)
         if report and verdict.kept:
@@ -171,24 +184,28 @@ def run_campaign(name: str, trials: int, *, report: bool = True) -> list[Verdict
 
 
 def main() -> int:
-    """Run both tasks and print a line for each; exit 1 when fewer than 95 % are culled."""
+    """Run the tasks and print a line for each; exit 1 when fewer than 95 % are culled."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100)
-    trials = parser.parse_args().trials
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--config", type=Path, help="in place of the two tasks")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
+    tasks = TASKS if chosen.config is None else {chosen.config.stem: read(chosen.config)}
+    trials = range(chosen.first, chosen.first + chosen.trials)
     good = True
-    for name in TASKS:
+    for name, task in tasks.items():
         begun = time.perf_counter()
-        verdicts = run_campaign(name, trials)
+        verdicts = run_campaign(name, task, trials)
         culled = sum(not verdict.kept for verdict in verdicts)
         exploded = sum(verdict.gain == -math.inf for verdict in verdicts)
         gains = [verdict.gain for verdict in verdicts]
         print(
-            f"{name}: {culled} of {trials} frozen random seeds culled, {exploded} of them before "
-            f"the fork gate; gain over the fork: median {median(gains):.1%}, best {max(gains):.1%} "
-            f"({time.perf_counter() - begun:.0f} s)"
+            f"{name}: {culled} of {len(trials)} frozen random seeds culled, {exploded} of them "
+            f"before the fork gate; gain over the fork: median {median(gains):.1%}, best "
+            f"{max(gains):.1%} ({time.perf_counter() - begun:.0f} s)"
         )
-        good = good and culled >= 0.95 * trials
+        good = good and culled >= 0.95 * len(trials)
     return 0 if good else 1
 
 

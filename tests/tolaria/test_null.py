@@ -32,7 +32,7 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_frozen_random_seeds_do_not_survive_the_fork_gate(task: str) -> None:
-    verdicts = run_campaign(task, 4, report=False)
+    verdicts = run_campaign(task, TASKS[task], range(4), report=False)
     assert [verdict.kept for verdict in verdicts] == [False] * 4
     assert len({verdict.slot for verdict in verdicts}) == 4
 
