@@ -81,6 +81,10 @@ class PlainView:
         self._told = 0
         self._line(f"== {name}: {steps} steps")
 
+    def resumed(self, step: int) -> None:
+        """A line that says from where."""
+        self._line(_resumed(step))
+
     def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
         """A line at every tenth of the way."""
         tenth = step * 10 // max(steps, 1)
@@ -134,6 +138,10 @@ class LiveView:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(name, total=steps)
 
+    def resumed(self, step: int) -> None:
+        """A line that says from where."""
+        self._console.print(Text(_resumed(step)))
+
     def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=step, total=steps)
@@ -178,6 +186,10 @@ def seed_table(rows: Sequence[SeedRow]) -> Table:
     if older > 0:
         table.caption = f"and {older} older"
     return table
+
+
+def _resumed(step: int) -> str:
+    return f"goes on from the checkpoint of step {step}" if step else "goes on from its start"
 
 
 def _figures(loss: float, accuracy: float | None) -> str:

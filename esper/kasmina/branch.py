@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.errors import KasminaError
 from esper.kasmina.host_update import HostUpdate, OwnStates
 from esper.kasmina.isolation import ModuleState, RandomState
 from esper.kasmina.shadow import LossFunction
@@ -63,6 +64,7 @@ class Branch:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The branch in the live model's place; random state and everything else returns."""
+        self._take_new_groups()
         random_state = RandomState()
         # The seed's own too: what clips or clears the model's gradients must not see them here.
         present = dict.fromkeys([*self._weights, *self._model.parameters()])
@@ -85,7 +87,23 @@ class Branch:
 
     def adopt(self) -> None:
         """Let the branch go on in the live model's place, for good."""
+        self._take_new_groups()
         self._swap(self._members)
+
+    def _take_new_groups(self) -> None:
+        """A parameter group that the user has added since the branch was taken is its own too.
+
+        Raises:
+            KasminaError: the branch knows nothing of its parameters.
+        """
+        for group in self._optimizer.param_groups[len(self._members) :]:
+            if any(parameter not in self._weights for parameter in group["params"]):
+                raise KasminaError(
+                    "add_param_group brought parameters, while a graft was tested, that were "
+                    "neither in the model nor in its optimizer when it began, so the fork cannot "
+                    "be trained as the host is: add them while nothing is grafted"
+                )
+            self._members.append(list(group["params"]))
 
     def _swap(self, members: list[list[nn.Parameter]]) -> None:
         for parameter, weights in self._weights.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from esper_events.stages import Stage
 
@@ -94,3 +94,18 @@ class Controller(Protocol):
     def decide(self, observation: Observation) -> list[Proposal]:
         """Proposals for ``observation``; an empty list waits."""
         ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A controller that a run can go on with after it was killed.
+
+    ``state`` is all that :meth:`Controller.decide` remembers, in numbers, text, lists, tuples and
+    mappings of them; ``restore`` takes it in a new controller that was made in the same way. A
+    controller that remembers nothing has an empty state. Without these two a run is not kept in
+    checkpoints, and one that was killed is trained again from its start.
+    """
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...

@@ -8,6 +8,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from esper.tamiyo.interface import (
     Advance,
@@ -68,6 +69,24 @@ class RuleController:
         if training and len(training) == len(observation.seeds):
             proposals += self._tournament(training)
         return proposals
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers; see :class:`esper.tamiyo.interface.Restorable`."""
+        return {
+            "random": self._random.getstate(),
+            "tried": [(*place, times) for place, times in self._tried.items()],
+            "since": self._since,
+            "fossils": self._fossils,
+            "fruitless": self._fruitless,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as the controller did whose :meth:`state` this was."""
+        self._random.setstate(state["random"])
+        self._tried = Counter({(slot, name): times for slot, name, times in state["tried"]})
+        self._since = state["since"]
+        self._fossils = state["fossils"]
+        self._fruitless = state["fruitless"]
 
     def _consider_growth(self, observation: Observation) -> list[Proposal]:
         rules = self._rules

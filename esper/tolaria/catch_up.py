@@ -3,7 +3,8 @@
 The engine runs as it always does; only its log is another. As long as the log of before has
 records left, an event is not appended but compared with the next of them, and a decision is
 acknowledged at the very step at which it was applied then. Behind the last record events are
-appended as usual.
+appended as usual. Records that stand where threads happened to put them are not followed: those
+of the log's copy, and those of checkpoints.
 """
 
 from __future__ import annotations
@@ -19,15 +20,23 @@ from esper.tolaria.decisions import UNANSWERED
 from esper.tolaria.logged import RerunError
 from esper_events.codec import encode_event
 from esper_events.events import (
+    BlueprintRegistered,
     BreakerChanged,
+    CheckpointWritten,
     Event,
+    LatticeDeclared,
     Record,
     ReplicaChanged,
+    RunStarted,
     TransitionApplied,
     TransitionDecided,
     TransitionLapsed,
 )
 from esper_events.keys import PublicKey
+
+_UNFOLLOWED = (ReplicaChanged, CheckpointWritten)
+_FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged)
+"""Kinds without a step; a run begins with them, but for the last, which is not followed."""
 
 
 class CatchUpError(RerunError):
@@ -68,8 +77,10 @@ class CatchUpLog:
     def __init__(self, log: EventLog) -> None:
         self.step = 0
         self._log = log
-        records = (r for r in log.records() if not isinstance(r.event, ReplicaChanged))
-        self._left: deque[Record] = deque(records)
+        records = log.records()
+        self._left = deque(r for r in records if not isinstance(r.event, _UNFOLLOWED))
+        told = (r.event for r in records if isinstance(r.event, CheckpointWritten))
+        self._checkpoints = {(event.step, event.file) for event in told}
 
     @property
     def log_id(self) -> str:
@@ -97,6 +108,8 @@ class CatchUpLog:
         Raises:
             CatchUpError: an event is not the one that the log tells next.
         """
+        if len(events) == 1 and isinstance(events[0], CheckpointWritten):
+            return self._note(events[0])
         waiting = list(events)
         ticket: Ticket | LogTicket | None = None
         while waiting and self._left:
@@ -105,6 +118,27 @@ class CatchUpLog:
         if ticket is None or waiting:
             ticket = self._log.append(*waiting)
         return ticket
+
+    def skip_to(self, step: int) -> None:
+        """Take up to ``step`` as followed, where training goes on from a checkpoint of it.
+
+        Raises:
+            CatchUpError: what a run begins with has not been followed yet.
+        """
+        self.step = step
+        while self._left:
+            event = self._left[0].event
+            if isinstance(event, _FIRST):
+                raise CatchUpError(f"{_brief(event)} stands behind the checkpoint of step {step}")
+            if event.step > step:
+                return
+            self._left.popleft()
+
+    def _note(self, event: CheckpointWritten) -> Ticket | LogTicket:
+        """Append it, wherever training is, unless the log tells of this very file."""
+        if (event.step, event.file) in self._checkpoints:
+            return LoggedTicket(self, 0, answered=True)
+        return self._log.append(event)
 
     def records(self, start: int = 0) -> list[Record]:
         """The acknowledged records from index ``start`` on, in order."""

@@ -24,6 +24,7 @@ from esper.tolaria.sections import (
     ModelSettings,
     OptimizerSettings,
     RunSettings,
+    ScheduleSettings,
     Seed,
     TransformerSettings,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "RunSettings",
+    "ScheduleSettings",
     "TransformerSettings",
     "parse",
     "read",
@@ -56,7 +58,7 @@ __all__ = [
 
 MAX_BYTES = 1024 * 1024
 
-_SECTIONS = ("run", "data", "model", "optimizer", "growth", "log")
+_SECTIONS = ("run", "data", "model", "optimizer", "schedule", "growth", "log")
 _Kind = Literal["mlp", "cnn", "transformer"]
 _KINDS: dict[str, type[MlpSettings | CnnSettings | TransformerSettings]] = {
     "mlp": MlpSettings,
@@ -128,6 +130,7 @@ def _config(table: Mapping[str, Any], text: str, directory: Path, place: str) ->
         data=struct_from(DataSettings, table.get("data", {}), f"{place}data"),
         model=_model(table.get("model", {}), f"{place}model"),
         optimizer=struct_from(OptimizerSettings, table.get("optimizer", {}), f"{place}optimizer"),
+        schedule=struct_from(ScheduleSettings, table.get("schedule", {}), f"{place}schedule"),
         growth=struct_from(GrowthSettings, table.get("growth", {}), f"{place}growth"),
         log=struct_from(LogSettings, table.get("log", {}), f"{place}log"),
         text=text,
@@ -165,6 +168,10 @@ def _check(config: Config, table: Mapping[str, Mapping[str, object]], place: str
             raise ConfigError(
                 f"{place}growth.blueprints: unknown name {shown(name)}, {suggestion(name, LIBRARY)}"
             )
+    for key, owner in (("final", "cosine"), ("every", "step"), ("factor", "step")):
+        kind = config.schedule.kind
+        if key in table.get("schedule", {}) and kind != owner:
+            raise ConfigError(f"{place}schedule.{key}: {kind!r} has none, only {owner!r} has")
     _check_data(config.data, table["data"], f"{place}data")
     _check_model(config, f"{place}model")
     if config.log.nats is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,16 +17,13 @@ from torch import Tensor
 from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.digest import tensor_digests
-from esper.kasmina.host_update import HostUpdate
-from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState
 from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
-from esper.tolaria.decisions import Decisions, Log
+from esper.tolaria.context import Context
+from esper.tolaria.decisions import Decisions
+from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
-from esper.tolaria.heldout import HeldOut
 from esper.tolaria.observer import SeedRow
-from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, new_seed, train_in_shadow
 from esper.tolaria.watch import Watch
@@ -39,37 +36,19 @@ _MEMORY = 0.98
 class Engine:
     """Runs the lifecycle of seeds in one host, one safe point after another."""
 
-    def __init__(
-        self,
-        lattice: Lattice,
-        loss_fn: LossFunction,
-        update: HostUpdate,
-        held_out: HeldOut,
-        settings: GrowthSettings,
-        controller: Controller,
-        library: Sequence[Blueprint],
-        log: Log,
-        run_seed: int,
-    ) -> None:
-        self.lattice = lattice
+    def __init__(self, context: Context, controller: Controller) -> None:
+        settings, log = context.settings, context.log
+        self.lattice = context.lattice
         self.decisions = Decisions(log, settings)
-        self.transitions = Transitions(
-            lattice, loss_fn, update, settings, self.decisions, held_out.watch[0]
-        )
+        self.transitions = Transitions(context, self.decisions)
         self.trials = self.transitions.trials
-        self.watch = Watch(
-            lattice, self.transitions, self.decisions, loss_fn, held_out, settings, library, log
-        )
-        self._gatekeeper = Gatekeeper(
-            lattice, self.transitions, self.watch, loss_fn, held_out, settings, log
-        )
-        self._loss_fn = loss_fn
-        self._update = update
+        self.watch = Watch(context, self.transitions, self.decisions)
+        self._gatekeeper = Gatekeeper(context, self.transitions, self.watch)
+        self._context = context
         self._settings = settings
         self._controller = controller
-        self._library: Mapping[str, Blueprint] = {b.name: b for b in library}
+        self._library: Mapping[str, Blueprint] = {b.name: b for b in context.library}
         self._log = log
-        self._run_seed = run_seed
         self._seeds_made = 0
         self._recorded_at = 0
         self._typical_loss: float | None = None
@@ -79,12 +58,38 @@ class Engine:
         """Whether the next safe point has nothing to do unless it is one for observing."""
         return not (self.trials or self.decisions)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is on trial, decided, cooling down or held back: what there is to
+        remember is small then."""
+        return self.transitions.quiet and self.decisions.quiet
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that it remembers from one safe point to the next while it is quiet."""
+        return {
+            "seeds": self.transitions.snapshot(),
+            "decisions": self.decisions.snapshot(),
+            "gates": self._gatekeeper.snapshot(),
+            "held_out": list(self.watch.held_out),
+            "seeds_made": self._seeds_made,
+            "recorded_at": self._recorded_at,
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`snapshot`; the tensors of fossils are the caller's to fill."""
+        self.transitions.restore(kept["seeds"])
+        self.decisions.restore(kept["decisions"])
+        self._gatekeeper.restore(kept["gates"])
+        self.watch.held_out[:] = kept["held_out"]
+        self._seeds_made = kept["seeds_made"]
+        self._recorded_at = kept["recorded_at"]
+
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
         observing = step % self._observation_interval() == 0
         self._follow_with_fork(step, batch, loss)
         if step % self._settings.shadow_every == 0:
-            self._train_trials(step, self._update.one(batch))
+            self._train_trials(step, self._context.update.one(batch))
         applied = self.decisions.settle(step)
         if observing:
             self.watch.observe(step)
@@ -130,6 +135,12 @@ class Engine:
         if self.transitions.fork is None:
             self._typical_loss = None
             return
+        if isinstance(loss, Tensor) and awaits_backward(loss):
+            raise RuntimeError(
+                "growth.step was called between a loss and its backward pass, and would change "
+                "weights that the pass needs: call it after backward() and optimizer.step(), or "
+                "give it loss.detach() where the graph is kept on purpose"
+            )
         self.transitions.fork.follow(batch)
         self.lattice.tick()
         if loss is None:
@@ -154,7 +165,9 @@ class Engine:
     def _train_trials(self, step: int, batch: Any) -> None:
         for trial in self.watch.in_stages(frozenset({Stage.TRAINING})):
             if not trial.broken:
-                train_in_shadow(self.lattice, trial, self._loss_fn, batch, self._run_seed)
+                train_in_shadow(
+                    self.lattice, trial, self._context.loss_fn, batch, self._context.run_seed
+                )
                 if trial.broken:
                     self.decisions.withdraw(trial.seed.id, step, trial.broken)
 
@@ -196,7 +209,7 @@ class Engine:
         self._check_place(slot, name)
         number, self._seeds_made = self._seeds_made, self._seeds_made + 1
         blueprint = self._library[name]
-        seed = new_seed(number, self.lattice.map.slots[slot], blueprint, self._run_seed)
+        seed = new_seed(number, self.lattice.map.slots[slot], blueprint, self._context.run_seed)
         trial = Trial(seed, blueprint, since=step)
         if self._gatekeeper.ask(trial, step).passed:
             self.transitions.germinate(trial, step, reason)

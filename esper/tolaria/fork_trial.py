@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.kasmina.branch import Branch, hyperparameters_of
 from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.isolation import RandomState
 from esper.kasmina.shadow import LossFunction, held_out_losses
 from esper.tolaria.statistics import PairedGain, paired_gain
+
+_LOOKED_AT = 64
+"""Nodes of a graph; the last ones of a loss always save something."""
 
 
 class ForkTrial:
@@ -91,6 +95,27 @@ class ForkTrial:
     def _remember_hyperparameters(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if not self._inside:
             self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
+
+
+def awaits_backward(loss: Tensor) -> bool:
+    """Whether a backward pass through the graph of ``loss`` is still to come.
+
+    The tensors that a graph has saved are gone after it. Of a graph that saves none nothing is
+    known, and the answer is no.
+    """
+    waiting = [loss.grad_fn]
+    for node in waiting:
+        for name in dir(node):
+            if name.startswith("_saved_"):
+                try:
+                    saved = getattr(node, name)
+                except RuntimeError:
+                    return False
+                if isinstance(saved, Tensor):
+                    return True
+        if node is not None and len(waiting) < _LOOKED_AT:
+            waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _means(measurements: Sequence[list[float]]) -> list[float]:

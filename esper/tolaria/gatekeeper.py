@@ -6,13 +6,10 @@ import math
 import time
 
 from esper.kasmina.check import contract_violations
-from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.kasmina.shadow import held_out_losses
 from esper.tolaria import gates
-from esper.tolaria.decisions import Log
+from esper.tolaria.context import Context
 from esper.tolaria.gates import GateResult
-from esper.tolaria.heldout import HeldOut
-from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.statistics import paired_gain, spent
 from esper.tolaria.transitions import NEXT, Transitions
 from esper.tolaria.trials import SEED_FAULTS, Trial, live_stage
@@ -26,23 +23,11 @@ _ON_HELD_OUT = frozenset({Gate.SHADOW, Gate.FORK})
 class Gatekeeper:
     """The gates of one run, with what they have to remember from one test to the next."""
 
-    def __init__(
-        self,
-        lattice: Lattice,
-        transitions: Transitions,
-        watch: Watch,
-        loss_fn: LossFunction,
-        parts: HeldOut,
-        settings: GrowthSettings,
-        log: Log,
-    ) -> None:
-        self._lattice = lattice
+    def __init__(self, context: Context, transitions: Transitions, watch: Watch) -> None:
+        self._context = context
+        self._lattice = context.lattice
         self._transitions = transitions
         self._watch = watch
-        self._loss_fn = loss_fn
-        self._parts = parts
-        self._settings = settings
-        self._log = log
         self._fork_tests = 0
         self._loss_before_graft = math.inf
 
@@ -61,9 +46,9 @@ class Gatekeeper:
             result = GateResult(False, f"the seed fails: {error}", final=True)
         gate = GATES[source, target]
         told = result.reason
-        if gate in _ON_HELD_OUT and self._parts.origin != "probe":
-            told = f"{told}, on {self._parts.origin}"
-        self._log.append(
+        if gate in _ON_HELD_OUT and self._context.parts.origin != "probe":
+            told = f"{told}, on {self._context.parts.origin}"
+        self._context.log.append(
             GateMeasured(
                 time=time.time(),
                 step=step,
@@ -76,20 +61,31 @@ class Gatekeeper:
         )
         return result
 
+    def snapshot(self) -> tuple[int, float]:
+        """Tests of the fork gate so far, and the held-out loss before the latest graft."""
+        return self._fork_tests, self._loss_before_graft
+
+    def restore(self, kept: tuple[int, float]) -> None:
+        """Go on from a :meth:`snapshot`."""
+        self._fork_tests, self._loss_before_graft = kept
+
     def _measure(self, trial: Trial, source: Stage, step: int) -> GateResult:
-        settings, seed = self._settings, trial.seed
-        model, fork = self._lattice.model, self._transitions.fork
+        settings, parts, loss_fn = (
+            self._context.settings,
+            self._context.parts,
+            self._context.loss_fn,
+        )
+        seed, model, fork = trial.seed, self._lattice.model, self._transitions.fork
         match source:
             case Stage.DORMANT:
                 occupied = self._lattice.occupied(seed.slot.id)
                 budget = self._watch.budget
                 return gates.germination(seed, trial.blueprint, budget, occupied=occupied)
             case Stage.GERMINATED:
-                batch = self._parts.watch[0]
-                return gates.isolation(contract_violations(model, seed, self._loss_fn, batch))
+                return gates.isolation(contract_violations(model, seed, loss_fn, parts.watch[0]))
             case Stage.TRAINING:
-                base = held_out_losses(model, self._loss_fn, self._parts.shadow)
-                grown = held_out_losses(model, self._loss_fn, self._parts.shadow, seed)
+                base = held_out_losses(model, loss_fn, parts.shadow)
+                grown = held_out_losses(model, loss_fn, parts.shadow, seed)
                 self._loss_before_graft = self._watch.loss
                 return gates.shadow(paired_gain(base, grown), settings.shadow_confidence)
             case Stage.GRAFTING:

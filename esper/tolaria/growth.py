@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 import torch
@@ -19,6 +20,7 @@ from esper.kasmina.digest import model_digest
 from esper.kasmina.host import own_module
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.host_update import AccumulatedUpdate, Stateful, Update
+from esper.kasmina.isolation import RandomState
 from esper.kasmina.lattice import Lattice, describe_slots
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
@@ -26,10 +28,16 @@ from esper.log.memory import MemoryStore
 from esper.projections.lattice import LatticeState, ProjectionError, first_difference, fold_all
 from esper.tamiyo.interface import Controller
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
+from esper.tolaria.checkpoint.keeper import Checkpoints
+from esper.tolaria.claims import Claim, refuse_second
+from esper.tolaria.context import Context
 from esper.tolaria.engine import Engine
 from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.inputs import (
     RESERVED,
+    check_checkpoints,
+    checkpoint_contents,
+    checkpoint_objects,
     chosen_blueprints,
     default_controller,
     held_out_parts,
@@ -56,6 +64,7 @@ from esper_events.keys import SigningKey
 _logger = logging.getLogger("esper.tolaria")
 
 Outcome = Literal["completed", "interrupted", "failed"]
+T = TypeVar("T")
 
 
 class Growth:
@@ -97,9 +106,20 @@ class Growth:
             decisions take the controller's place, nothing new is logged, and
             :meth:`rerun_report` tells whether the bits are the same. Model, optimizer, batches
             and ``seed`` must be those of the run; ``settings`` are the log's unless given.
-        resume: go on with the run in ``run_dir`` that was killed: train again from the start,
-            with everything as it was then, and what the log tells already is followed, what is
-            new is appended. Refused where training does something else than the log tells.
+        resume: go on with the run in ``run_dir`` that was killed, with everything made as it was
+            then: from its newest checkpoint, or from the start. What the log tells already is
+            followed, what is new is appended. Refused where training does something else than the
+            log tells.
+        checkpoint_every: keep the state of training in ``run_dir/checkpoints`` every so many
+            steps, as soon as nothing is on trial, and let ``resume`` go on from there. Call
+            :meth:`step` last in an iteration: what comes behind it is not in the checkpoint.
+        checkpoint_with: further objects with ``state_dict`` and ``load_state_dict`` that a
+            checkpoint shall hold, by names of one's own: schedulers, a sampler of the data. Those
+            of ``update_state`` are in it anyway.
+
+    Attributes:
+        resumed_at: the step after which a resumed run goes on; 0 when it is from the start. The
+            loop's first batch must be that of step ``resumed_at + 1``, see :meth:`unseen`.
 
     Raises:
         LogError: the log cannot be opened.
@@ -107,6 +127,9 @@ class Growth:
         KasminaError: no seed could join an optimizer of this kind, or the host is trained on
             several devices or in several processes.
         SlotError: the host has no place where anything could grow.
+        ValueError: an object of ``checkpoint_with`` has a state that no file can hold as data, or
+            another Growth is at work on the model.
+        CheckpointError: model, optimizer or ``checkpoint_with`` are not those of the checkpoint.
     """
 
     def __init__(
@@ -133,6 +156,8 @@ class Growth:
         log: EventLog | None = None,
         rerun: str | Path | LoggedRun | None = None,
         resume: bool = False,
+        checkpoint_every: int | None = None,
+        checkpoint_with: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.model = model = own_module(model)
         self.optimizer = optimizer
@@ -144,26 +169,58 @@ class Growth:
         self._controller = controller or default_controller(self.settings, seed)
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
+        self.resumed_at = 0
         self._step = 0
         self._wake = 1
         self._engine: Engine | Rerun | None = None
+        self._parts: HeldOut | None = None
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
-        # Refused now rather than in the middle of training.
+        # Refused now rather than in the middle of training, and before there is a log.
         seed_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], (), 1.0)
         parts = held_out_parts(probe, confirm)
+        lattice = None if parts is None else self._find_slots(parts)
+        directory = None if run_dir is None else Path(run_dir)
+        training = None
+        if checkpoint_every is not None and self._logged is None:
+            check_checkpoints(checkpoint_every, directory, log)
+            objects = checkpoint_objects(update_state, checkpoint_with or {})
+            training = checkpoint_contents(model, optimizer, self._controller, objects)
+        refuse_second(model)
         if self._logged is not None:
             log = EventLog(MemoryStore(), SigningKey.generate(), self._logged.started.run)
-        self.log: EventLog | CatchUpLog = log or open_log(run_dir, workspace, nats, ack, resume)
+        elif log is None:
+            log, directory = open_log(directory, workspace, nats, ack, resume)
+        self.log: EventLog | CatchUpLog = CatchUpLog(log) if resume else log
         self.run = self.log.log_id
+        self._claim = Claim(model, self, self.run)
+        self._checkpoints: Checkpoints | None = None
+        if training is not None and checkpoint_every is not None and directory is not None:
+            self._checkpoints = Checkpoints(directory, checkpoint_every, self.log, training)
+        self._resuming = resume
         try:
             self.log.append(self._started(config, facts or {}))
-            if parts is not None:
-                self._begin(parts)
+            self._start(parts, lattice)
         except BaseException as error:
             self.close("failed", f"{type(error).__name__}: {error}")
             raise
         self._wake = self._next_wake()
+
+    def _start(self, parts: HeldOut | None, lattice: Lattice | None) -> None:
+        """Begin as far as can be, from the newest checkpoint where there is one to go on from."""
+        kept = None
+        if self._resuming and self._checkpoints is not None:
+            kept = self._checkpoints.newest(self.log.records())
+        if kept is not None:
+            parts = kept.with_parts(parts)
+        if parts is not None:
+            self._begin(parts, lattice or self._find_slots(parts))
+        if kept is not None and self._checkpoints is not None and self.engine is not None:
+            self._checkpoints.put_back(kept, self.engine)
+            self.resumed_at = self._step = kept.step
+            if isinstance(self.log, CatchUpLog):
+                self.log.skip_to(kept.step)
+        self._resuming = False
 
     @property
     def engine(self) -> Engine | None:
@@ -177,7 +234,7 @@ class Growth:
         loss; given, an explosion during a graft ends it.
 
         Raises:
-            RuntimeError: growth is closed.
+            RuntimeError: growth is closed, or ``loss`` still awaits its backward pass.
         """
         self._step += 1
         if self._step >= self._wake:
@@ -193,13 +250,19 @@ class Growth:
             self._reserve(self._update.one(batch))
         else:
             self._engine.safe_point(self._step, batch, loss)
+        if self._checkpoints and self.engine and self._parts:
+            self._checkpoints.offer(self._step, self.engine, self._parts)
         self._wake = self._next_wake()
 
     def _next_wake(self) -> int:
         """The next step at which there may be something to do."""
+        if self._engine is None or not self._engine.idle:
+            return self._step + 1
         rare = self.settings.observe_every
-        idle = self._engine is not None and self._engine.idle
-        return self._step + (rare - self._step % rare if idle else 1)
+        observing = self._step + rare - self._step % rare
+        if self._checkpoints is None:
+            return observing
+        return min(observing, max(self._step + 1, self._checkpoints.next_step))
 
     def close(
         self,
@@ -217,7 +280,9 @@ class Growth:
         """
         if self._summary is not None:
             return self._summary
-        if isinstance(self.log, CatchUpLog) and self.log.behind:
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+        if isinstance(self.log, CatchUpLog) and (self.log.behind or self._resuming):
             return self._leave(self.log, outcome)
         try:
             if self._engine is not None:
@@ -233,6 +298,7 @@ class Growth:
     def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:
         """Close a log that training has not caught up with; it can be resumed again."""
         self._summary = log.close()
+        self._claim.release()
         self._wake = 0
         if outcome == "completed":
             raise CatchUpError(
@@ -253,6 +319,7 @@ class Growth:
             )
         )
         self._summary = self.log.close()
+        self._claim.release()
         self._wake = 0
         if self.log.failure is not None:
             _logger.warning(
@@ -262,6 +329,19 @@ class Growth:
                 self.log.failure,
             )
         return self._summary
+
+    def unseen(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches behind the first :attr:`resumed_at`, which the run before has trained on.
+
+        ``batches`` must give the same as then. What is drawn at random while those are passed
+        over is as if it had never been.
+        """
+        rest = iter(batches)
+        state = RandomState()
+        for _ in islice(rest, self.resumed_at):
+            pass
+        state.restore()
+        return rest
 
     def records(self, start: int = 0) -> list[Record]:
         """Acknowledged records of the log from index ``start`` on."""
@@ -312,38 +392,39 @@ class Growth:
     def _reserve(self, batch: Any) -> None:
         self._reserved.append(batch)
         if len(self._reserved) == RESERVED:
-            self._begin(split_held_out(self._reserved, None, "reserved training batches"))
+            parts = split_held_out(self._reserved, None, "reserved training batches")
+            self._begin(parts, self._find_slots(parts))
             self._reserved = []
 
-    def _begin(self, parts: HeldOut) -> None:
+    def _find_slots(self, parts: HeldOut) -> Lattice:
         first = parts.watch[0]
-        lattice = Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
+        return Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
+
+    def _begin(self, parts: HeldOut, lattice: Lattice) -> None:
         now = time.time()
+        slots, left_out = describe_slots(lattice.map), lattice.map.left_out
         self.log.append(
-            LatticeDeclared(
-                time=now, slots=describe_slots(lattice.map), left_out=lattice.map.left_out
-            ),
+            LatticeDeclared(time=now, slots=slots, left_out=left_out),
             *(
                 BlueprintRegistered(time=now, blueprint=b.id, name=b.name, body=b.canonical())
                 for b in self.library
             ),
         )
-        if self._logged is not None:
-            self._engine = Rerun(
-                lattice, self._loss_fn, self._update, self.settings, self._logged, first
-            )
-            return
-        self._engine = Engine(
+        self._parts = parts
+        context = Context(
             lattice,
             self._loss_fn,
             self._update,
             parts,
             self.settings,
-            self._controller,
             self.library,
             self.log,
             self._seed,
         )
+        if self._logged is not None:
+            self._engine = Rerun(context, self._logged)
+        else:
+            self._engine = Engine(context, self._controller)
 
     def _started(self, config: str | None, facts: Mapping[str, str]) -> RunStarted:
         text = msgspec.json.encode(self.settings).decode() if config is None else config

@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
@@ -19,8 +19,9 @@ from esper.kasmina.host_update import AccumulatedUpdate, HostUpdate, Stateful, U
 from esper.log.event_log import EventLog
 from esper.log.run import open_run_log, resume_run_log
 from esper.log.workspace import Workspace
+from esper.tamiyo.interface import Controller, Restorable
 from esper.tamiyo.rules import RuleController, Rules
-from esper.tolaria.catch_up import CatchUpLog
+from esper.tolaria.checkpoint.training import Training
 from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.logged import LoggedRun
 from esper.tolaria.settings import GrowthSettings
@@ -82,22 +83,54 @@ def logged_settings(logged: LoggedRun | None) -> GrowthSettings | None:
 
 
 def open_log(
-    run_dir: str | Path | None,
+    run_dir: Path | None,
     workspace: str | Path | None,
     nats: str | None,
     ack: Literal["journal", "jetstream"],
     resume: bool,
-) -> EventLog | CatchUpLog:
-    """The log of a new run, or of one that is to be resumed."""
+) -> tuple[EventLog, Path]:
+    """The log of a new run, or of one that is to be resumed, and the directory of the run."""
     area = Workspace(None if workspace is None else Path(workspace))
     if resume:
         if run_dir is None:
             raise ValueError("resume=True needs run_dir: the directory of the run that was killed")
-        log = resume_run_log(Path(run_dir), workspace=area, nats=nats, ack=ack)
-        return CatchUpLog(log)
+        return resume_run_log(run_dir, workspace=area, nats=nats, ack=ack), run_dir
     run = new_run_id()
-    directory = Path("runs") / run if run_dir is None else Path(run_dir)
-    return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack)
+    directory = Path("runs") / run if run_dir is None else run_dir
+    return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack), directory
+
+
+def check_checkpoints(every: int, run_dir: Path | None, log: EventLog | None) -> None:
+    """Raise ``ValueError`` where checkpoints have no place to go, or no steps to come at."""
+    if every < 1:
+        raise ValueError(f"got checkpoint_every={every}, wanted a number of steps from 1 on")
+    if log is not None and run_dir is None:
+        raise ValueError("checkpoint_every needs run_dir: the directory that keeps the checkpoints")
+
+
+def checkpoint_contents(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    controller: Controller,
+    objects: Mapping[str, Stateful],
+) -> Training | None:
+    """What the checkpoints of a run hold; None, with a warning, where they cannot hold it all."""
+    if isinstance(controller, Restorable):
+        return Training(model, optimizer, controller, objects)
+    warnings.warn(
+        f"no checkpoints are taken: a {type(controller).__name__} cannot be restored, give it "
+        "state() and restore(state); see esper.tamiyo.interface.Restorable",
+        stacklevel=4,
+    )
+    return None
+
+
+def checkpoint_objects(
+    update_state: Sequence[Stateful], others: Mapping[str, Stateful]
+) -> dict[str, Stateful]:
+    """The user's objects that a checkpoint holds, by the names that messages give them."""
+    named = {f"update_state[{number}]": held for number, held in enumerate(update_state)}
+    return named | {f"checkpoint_with[{name!r}]": held for name, held in others.items()}
 
 
 def chosen_blueprints(

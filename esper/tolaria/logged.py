@@ -11,6 +11,7 @@ from esper.blueprints.ir import Blueprint, from_bytes
 from esper_events.errors import ChainError
 from esper_events.events import (
     BlueprintRegistered,
+    CheckpointWritten,
     Event,
     Record,
     RunEnded,
@@ -91,7 +92,7 @@ def _add(run: LoggedRun, event: Event) -> None:
             run.at[step].append(event)
         case TransitionApplied(step=step) | TransitionLapsed(step=step):
             run.at[step].append(event)
-        case WeightsRecorded(step=step) | SeedFolded(step=step):
+        case WeightsRecorded(step=step) | CheckpointWritten(step=step) | SeedFolded(step=step):
             run.at[step].append(event)
         case RunEnded():
             run.ended = event

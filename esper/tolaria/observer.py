@@ -34,8 +34,9 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     """A run's end. Accuracies in percent of the test part, losses its mean cross-entropy in nats;
     ``data`` names the data set; ``head`` and ``final_weights`` in hex.
 
-    ``behind`` counts the segments that the server still lacks. ``log_failure`` tells why the log
-    holds no more than it does; it is empty for a whole one.
+    ``resumed_at`` is the step after which a resumed run went on, ``behind`` counts the segments
+    that the server still lacks. ``log_failure`` tells why the log holds no more than it does; it
+    is empty for a whole one.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     final_weights: str
     data: str
     steps: int
+    resumed_at: int = 0
     test_accuracy: float
     test_loss: float
     parameters: int
@@ -71,6 +73,9 @@ class Observer(Protocol):
     def part(self, name: Part, steps: int) -> None:
         """A training of ``steps`` steps begins."""
 
+    def resumed(self, step: int) -> None:
+        """The training that has begun goes on after ``step``; 0 is its start."""
+
     def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:
         """Step ``step`` of ``steps`` is done: training loss, and the latest held-out accuracy in
         percent (None before the first)."""
@@ -86,6 +91,9 @@ class Silent:
     """An observer that shows nothing."""
 
     def part(self, name: Part, steps: int) -> None:
+        """Show nothing."""
+
+    def resumed(self, step: int) -> None:
         """Show nothing."""
 
     def progress(self, step: int, steps: int, loss: float, accuracy: float | None) -> None:

@@ -12,16 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.kasmina.digest import model_digest, tensor_digests
-from esper.kasmina.host_update import HostUpdate
-from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState
+from esper.tolaria.context import Context
 from esper.tolaria.decisions import Change
 from esper.tolaria.logged import LoggedRun, RerunError
-from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage, new_seed, train_in_shadow
 from esper_events.events import (
+    CheckpointWritten,
     Event,
     SeedFolded,
     TransitionApplied,
@@ -111,33 +109,15 @@ class LoggedDecisions:
 class Rerun:
     """Stands in the engine's place and follows a log."""
 
-    def __init__(
-        self,
-        lattice: Lattice,
-        loss_fn: LossFunction,
-        update: HostUpdate,
-        settings: GrowthSettings,
-        logged: LoggedRun,
-        held_out: Any,
-    ) -> None:
-        self.lattice = lattice
+    def __init__(self, context: Context, logged: LoggedRun) -> None:
+        self.lattice = context.lattice
         self.difference: Difference | None = None
         self.checked = 0
         """Recorded digests that were compared."""
         self._decisions = LoggedDecisions()
         folded = logged.folded
-        self.transitions = Transitions(
-            lattice,
-            loss_fn,
-            update,
-            settings,
-            self._decisions,
-            held_out,
-            folds=lambda seed: seed in folded,
-        )
-        self._loss_fn = loss_fn
-        self._update = update
-        self._settings = settings
+        self.transitions = Transitions(context, self._decisions, folds=lambda n: n in folded)
+        self._context = context
         self._logged = logged
         self._lapsed = 0
 
@@ -152,8 +132,8 @@ class Rerun:
         if transitions.fork is not None:
             transitions.fork.follow(batch)
             self.lattice.tick()
-        if step % self._settings.shadow_every == 0:
-            self._train_trials(self._update.one(batch))
+        if step % self._context.settings.shadow_every == 0:
+            self._train_trials(self._context.update.one(batch))
         for event in self._logged.at.get(step, ()):
             self._follow(event, step)
         transitions.mark()
@@ -170,7 +150,7 @@ class Rerun:
         for trial in list(self.transitions.trials.values()):
             if live_stage(self.lattice, trial) is Stage.TRAINING and not trial.broken:
                 seed = self._logged.started.seed
-                train_in_shadow(self.lattice, trial, self._loss_fn, batch, seed)
+                train_in_shadow(self.lattice, trial, self._context.loss_fn, batch, seed)
 
     def _follow(self, event: Event, step: int) -> None:
         match event:
@@ -190,6 +170,8 @@ class Rerun:
             case SeedFolded(seed=seed, module=module, after=logged):
                 here = self.transitions.folded.get(seed, "not folded")
                 self._compare(step, f"module {module} with seed {seed} folded in", here, logged)
+            case CheckpointWritten(weights=logged):
+                self._compare(step, "the host", model_digest(self.lattice.model), logged)
             case WeightsRecorded(tensors=logged_tensors):
                 self._compare_tensors(step, logged_tensors)
 

@@ -26,14 +26,16 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class RunSettings(_Table, frozen=True, kw_only=True):
     """``[run]``: optimizer steps of each training, seed of everything random, torch threads, and
-    examples a step. With ``quick`` the values under ``[quick.run]``, ``[quick.data]`` and so on
-    take the place of those in ``[run]``, ``[data]`` and so on."""
+    examples a step. A checkpoint is written every ``checkpoint_every`` steps while nothing is on
+    trial. With ``quick`` the values under ``[quick.run]``, ``[quick.data]`` and so on take the
+    place of those in ``[run]``, ``[data]`` and so on."""
 
     steps: StepCount
     quick: bool = False
     seed: Seed = 0
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 32
+    checkpoint_every: StepCount = 500
 
 
 class DataSettings(_Table, frozen=True, kw_only=True):
@@ -102,6 +104,18 @@ class OptimizerSettings(_Table, frozen=True, kw_only=True):
     betas: tuple[Share, Share] = (0.9, 0.999)
 
 
+class ScheduleSettings(_Table, frozen=True, kw_only=True):
+    """``[schedule]``: how the learning rate changes after ``warmup`` steps in which it rises to
+    the optimizer's ``lr``. It stays there; or falls along a cosine to the fraction ``final`` at
+    the end of the run; or is multiplied by ``factor`` after every ``every`` steps."""
+
+    kind: Literal["constant", "cosine", "step"] = "constant"
+    warmup: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 0
+    final: Share = 0.0
+    every: StepCount = 1000
+    factor: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.1
+
+
 class LogSettings(_Table, frozen=True, kw_only=True):
     """``[log]``: whose acknowledgement a change waits for; ``nats`` a server of one's own (none:
     the workspace's own); ``workspace`` a directory (none: ``$ESPER_WORKSPACE`` or ``.esper``)."""
@@ -122,6 +136,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     data: DataSettings
     model: ModelSettings
     optimizer: OptimizerSettings
+    schedule: ScheduleSettings
     growth: GrowthSettings
     log: LogSettings
     text: str

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from esper.kasmina.digest import model_digest
 from esper.kasmina.isolation import seed_everything
@@ -22,6 +23,7 @@ from esper.tolaria.logged import LoggedRun, RerunError
 from esper.tolaria.models import create
 from esper.tolaria.observer import Grown, Observer, Outcome, Part, SeedRow
 from esper.tolaria.rerun import RerunReport
+from esper.tolaria.schedule import make_scheduler
 from esper.tolaria.training import (
     Batch,
     Score,
@@ -122,6 +124,7 @@ def _grow(
         _refuse_other_data(logged_start(run_dir), config, splits)
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
+    scheduler = make_scheduler(optimizer, config.schedule, config.run.steps)
     growth = _growth(
         config,
         splits,
@@ -135,11 +138,15 @@ def _grow(
         config=config.text,
         facts={DATA: splits.digest()},
         resume=resume,
+        checkpoint_every=config.run.checkpoint_every,
+        checkpoint_with={"schedule": scheduler},
     )
     watcher = _Watcher(growth, observer)
     with growth:
         observer.part("grown", config.run.steps)
-        _fit(config, splits, model, optimizer, seed, observer, watcher)
+        if resume:
+            observer.resumed(growth.resumed_at)
+        _fit(config, splits, model, optimizer, scheduler, seed, observer, watcher=watcher)
         summary = growth.close(figures=lambda: _figures(evaluate(model, splits.test)))
     watcher.tell()
     score = evaluate(model, splits.test)
@@ -152,6 +159,7 @@ def _grow(
         final_weights=model_digest(model),
         data=config.data.name,
         steps=config.run.steps,
+        resumed_at=growth.resumed_at,
         test_accuracy=score.accuracy,
         test_loss=score.loss,
         parameters=_size(model),
@@ -187,14 +195,12 @@ def rerun(logged: LoggedRun, *, to: int | None, directory: Path, observer: Obser
     seed = logged.started.seed
     model = _host(config, splits, seed)
     optimizer = make_optimizer(model, config.optimizer)
+    scheduler = make_scheduler(optimizer, config.schedule, config.run.steps)
     growth = _growth(config, splits, model, optimizer, rerun=logged)
-    shortened = msgspec.structs.replace(
-        config, run=msgspec.structs.replace(config.run, steps=steps)
-    )
     with growth:
         observer.part("re-run", steps)
         watcher = _Watcher(growth, observer)
-        _fit(shortened, splits, model, optimizer, seed, observer, watcher)
+        _fit(config, splits, model, optimizer, scheduler, seed, observer, steps, watcher)
         return growth.rerun_report()
 
 
@@ -240,12 +246,16 @@ def _fit(
     splits: Splits,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
     seed: int,
     observer: Observer,
+    to: int | None = None,
     watcher: _Watcher | None = None,
 ) -> None:
-    """Train for the configured steps, on the same batches for the same seed."""
-    steps = config.run.steps
+    """Train for the configured steps, or up to step ``to``, on the same batches for the same
+    seed; a resumed run is trained from where it goes on."""
+    steps = config.run.steps if to is None else to
+    start = 0 if watcher is None else watcher.growth.resumed_at
     held_out: float | None = None
 
     def after_step(step: int, batch: Batch, loss: Tensor) -> None:
@@ -259,8 +269,9 @@ def _fit(
             if watcher is not None:
                 watcher.tell()
 
-    batches = endless_batches(splits.train, config.run.batch_size, derived_seed(seed, "batches"))
-    train_steps(model, optimizer, batches, steps, after_step)
+    order, size = derived_seed(seed, "batches"), config.run.batch_size
+    batches = endless_batches(splits.train, size, order, start)
+    train_steps(model, optimizer, batches, steps, after_step, scheduler=scheduler, start=start)
 
 
 def _control(
@@ -276,8 +287,9 @@ def _control(
     for number, trial in enumerate(fossils):
         install_fossil(model, new_seed(number, trial.seed.slot, trial.blueprint, seed))
     optimizer = make_optimizer(model, config.optimizer)
+    scheduler = make_scheduler(optimizer, config.schedule, config.run.steps)
     observer.part(name, config.run.steps)
-    _fit(config, splits, model, optimizer, seed, observer)
+    _fit(config, splits, model, optimizer, scheduler, seed, observer)
     return evaluate(model, splits.test), _size(model)
 
 

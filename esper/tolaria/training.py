@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 
 from esper.kasmina.seed import evaluating
 from esper.tolaria.config import OptimizerSettings
@@ -25,18 +26,23 @@ def batches_of(part: Part, size: int) -> list[Batch]:
     return list(zip(torch.split(part.x, size), torch.split(part.y, size), strict=True))
 
 
-def endless_batches(part: Part, size: int, seed: int) -> Iterator[Batch]:
-    """Shuffled batches of exactly ``size`` examples (or all, where there are fewer), for ever.
+def endless_batches(part: Part, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Shuffled batches of exactly ``size`` examples (or all, where there are fewer), for ever,
+    from number ``start`` on.
 
     Draws from a generator of its own, so that the order depends on ``seed`` alone.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(size, len(part.x))
+    passes, place = divmod(start, len(part.x) // size)
+    for _ in range(passes):
+        torch.randperm(len(part.x), generator=generator)
     while True:
         order = torch.randperm(len(part.x), generator=generator)
-        for rows in torch.split(order, size):
+        for rows in torch.split(order, size)[place:]:
             if len(rows) == size:
                 yield part.x[rows], part.y[rows]
+        place = 0
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -86,14 +92,20 @@ def train_steps(
     batches: Iterator[Batch],
     steps: int,
     after_step: Callable[[int, Batch, Tensor], None],
+    *,
+    scheduler: LRScheduler | None = None,
+    start: int = 0,
 ) -> None:
-    """Train for ``steps`` optimizer steps; ``after_step`` is called after each."""
+    """Train up to optimizer step ``steps``, from the one after ``start`` on; ``after_step`` is
+    called last in each."""
     loss_fn = classification_loss(model)
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(start + 1, steps + 1):
         batch = next(batches)
         loss = loss_fn(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
         after_step(step, batch, loss.detach())

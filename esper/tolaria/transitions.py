@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.digest import model_digest
 from esper.kasmina.fold import FoldError
-from esper.kasmina.host_update import HostUpdate
-from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction
 from esper.projections.lattice import LatticeState, SeedState
+from esper.tolaria.context import Context
 from esper.tolaria.decisions import Change, Effect
 from esper.tolaria.fork_trial import ForkTrial
-from esper.tolaria.settings import GrowthSettings
-from esper.tolaria.trials import Trial, give_optimizer, live_stage
+from esper.tolaria.trials import Trial, give_optimizer, live_stage, new_seed
 from esper_events.events import SeedFolded
 from esper_events.stages import BLENDED, Stage
 
@@ -56,30 +53,21 @@ class Transitions:
     """Decides transitions of seeds and carries them out when they take effect."""
 
     def __init__(
-        self,
-        lattice: Lattice,
-        loss_fn: LossFunction,
-        update: HostUpdate,
-        settings: GrowthSettings,
-        decisions: Decider,
-        held_out: Any,
-        folds: Callable[[int], bool] | None = None,
+        self, context: Context, decisions: Decider, folds: Callable[[int], bool] | None = None
     ) -> None:
-        """``held_out`` is the batch on which folding is measured. ``folds`` tells which fossils
-        to fold; by default, as the settings want, all that can be."""
+        """``folds`` tells which fossils to fold; by default, as the settings want, all that can
+        be."""
         self.trials: dict[int, Trial] = {}
         self.fossils: list[Trial] = []
         self.weights: dict[int, str] = {}
         self.folded: dict[int, str] = {}
         self.fork: ForkTrial | None = None
         self._cooling: dict[int, Trial] = {}
-        self._lattice = lattice
-        self._loss_fn = loss_fn
-        self._update = update
-        self._settings = settings
+        self._context = context
+        self._lattice = context.lattice
+        self._settings = context.settings
         self._decisions = decisions
-        self._held_out = held_out
-        self._folds = folds or (lambda _: settings.fold)
+        self._folds = folds or (lambda _: context.settings.fold)
 
     @property
     def fossil_parameters(self) -> int:
@@ -98,6 +86,53 @@ class Transitions:
         return LatticeState(
             records=records, slots=slots, seeds=seeds, lapsed=lapsed, folded=dict(self.folded)
         )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is on trial or cooling down."""
+        return not (self.trials or self._cooling) and self.fork is None
+
+    def snapshot(self) -> dict[str, Any]:
+        """What there is to remember while it is quiet: every seed that there was."""
+        kept = {trial.seed.id: trial for trial in self.fossils}
+        lattice = self._lattice
+        return {
+            "seeds": [
+                (number, seed.slot.id, seed.blueprint, self.weights[number], number in kept)
+                for number, seed in lattice.seeds.items()
+            ],
+            "folded": dict(self.folded),
+            "fossils": [
+                {
+                    "seed": number,
+                    "in_path": number in lattice.grafts,
+                    "since": trial.since,
+                    "gains": list(trial.gains),
+                    "refusals": trial.refusals,
+                }
+                for number, trial in kept.items()
+            ],
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`snapshot`; the tensors of fossils are the caller's to fill."""
+        lattice, run_seed = self._lattice, self._context.run_seed
+        blueprints = {blueprint.id: blueprint for blueprint in self._context.library}
+        fossils = {entry["seed"]: entry for entry in kept["fossils"]}
+        for number, slot, blueprint, weights, fossil in kept["seeds"]:
+            seed = new_seed(number, lattice.map.slots[slot], blueprints[blueprint], run_seed)
+            entry = fossils.get(number, {})
+            in_path = entry.get("in_path", False)
+            lattice.restore(seed, fossil=fossil, in_path=in_path)
+            self.weights[number] = weights
+            if not in_path:
+                lattice.forget(seed)
+        self.folded.update(kept["folded"])
+        for number, entry in fossils.items():
+            seed = lattice.seeds[number]
+            trial = Trial(seed, blueprints[seed.blueprint], entry["since"], entry["gains"])
+            trial.refusals = entry["refusals"]
+            self.fossils.append(trial)
 
     def mark(self) -> None:
         """Remember, for a fork, what the next live step starts from."""
@@ -174,7 +209,8 @@ class Transitions:
 
     def _start_graft(self, trial: Trial) -> None:
         lattice = self._lattice
-        fork = ForkTrial(lattice.model, lattice.optimizer, self._loss_fn, self._update)
+        loss_fn, update = self._context.loss_fn, self._context.update
+        fork = ForkTrial(lattice.model, lattice.optimizer, loss_fn, update)
         lattice.start_graft(trial.seed, AlphaSchedule(self._settings.blend_steps))
         self.fork = fork
 
@@ -189,8 +225,9 @@ class Transitions:
         seed = trial.seed
         if not trial.blueprint.affine or not self._folds(seed.id):
             return ()
+        loss_fn, batch = self._context.loss_fn, self._context.parts.watch[0]
         try:
-            folding = self._lattice.fold(seed, lambda: self._loss_fn(self._held_out))
+            folding = self._lattice.fold(seed, lambda: loss_fn(batch))
         except FoldError as error:
             _logger.info("seed %d stays beside %s: %s", seed.id, seed.slot.end, error)
             return ()

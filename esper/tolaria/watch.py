@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from esper.blueprints.ir import Blueprint
-from esper.kasmina.lattice import Lattice
-from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.kasmina.shadow import held_out_losses
 from esper.tamiyo.interface import Observation, SeedView
 from esper.telemetry.activations import measure_inputs
-from esper.tolaria.decisions import Decisions, Log
-from esper.tolaria.heldout import HeldOut
+from esper.tolaria.context import Context
+from esper.tolaria.decisions import Decisions
 from esper.tolaria.observer import SeedRow
-from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, candidates, live_stage, measure_trial
 from esper_events.events import Figures
@@ -23,28 +19,15 @@ from esper_events.stages import BLENDED, LIVE, Stage
 class Watch:
     """The history of the held-out loss, and views of the seeds on trial."""
 
-    def __init__(
-        self,
-        lattice: Lattice,
-        transitions: Transitions,
-        decisions: Decisions,
-        loss_fn: LossFunction,
-        parts: HeldOut,
-        settings: GrowthSettings,
-        library: Sequence[Blueprint],
-        log: Log,
-    ) -> None:
+    def __init__(self, context: Context, transitions: Transitions, decisions: Decisions) -> None:
         self.held_out: list[tuple[int, float]] = []
         """(step, mean loss on the watched batches), oldest first; whole, because a controller's
         patience may reach far back."""
-        self._lattice = lattice
+        self._context = context
+        self._lattice = context.lattice
+        self._settings = context.settings
         self._transitions = transitions
         self._decisions = decisions
-        self._loss_fn = loss_fn
-        self._parts = parts
-        self._settings = settings
-        self._library = library
-        self._log = log
 
     @property
     def loss(self) -> float:
@@ -63,24 +46,24 @@ class Watch:
 
     def observe(self, step: int) -> None:
         """Measure the host, every seed on trial, and the graft under test."""
-        model, batches = self._lattice.model, self._parts.watch
-        baseline = held_out_losses(model, self._loss_fn, batches)
+        loss_fn, batches = self._context.loss_fn, self._context.parts.watch
+        baseline = held_out_losses(self._lattice.model, loss_fn, batches)
         self.held_out.append((step, sum(baseline) / len(baseline)))
         for trial in self.in_stages(frozenset({Stage.TRAINING})):
             if not trial.broken:
-                event = measure_trial(self._lattice, trial, self._loss_fn, batches, baseline, step)
+                event = measure_trial(self._lattice, trial, loss_fn, batches, baseline, step)
                 if event is not None:
-                    self._log.append(event)
+                    self._context.log.append(event)
         fork = self._transitions.fork
         for trial in self.in_stages(frozenset({Stage.EVALUATING})):
             if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
-                fork.measure(self._parts.confirm)
+                fork.measure(self._context.parts.confirm)
 
     def plateau_figures(self, loss: float) -> Figures:
         """The held-out loss, and what reaches the layers where something is wrong with it."""
-        batch = self._parts.watch[0]
+        batch = self._context.parts.watch[0]
         slots = self._lattice.map.slots.values()
-        found = measure_inputs(self._lattice.model, slots, lambda: self._loss_fn(batch))
+        found = measure_inputs(self._lattice.model, slots, lambda: self._context.loss_fn(batch))
         figures = {"held_out_loss": loss}
         figures |= {f"dead_inputs/{n}": float(s.dead) for n, s in found.items() if s.dead}
         figures |= {
@@ -91,7 +74,8 @@ class Watch:
     def observation(self, step: int) -> Observation:
         """What the controller sees; seeds that can no longer be helped are not in it."""
         views = tuple(self._view(t, step) for t in self.in_stages(LIVE | {Stage.DORMANT}))
-        free = () if views else candidates(self._lattice, self._library, self.budget)
+        library = self._context.library
+        free = () if views else candidates(self._lattice, library, self.budget)
         fossils = len(self._transitions.fossils)
         return Observation(step, tuple(self.held_out), free, views, fossils)
 

@@ -66,6 +66,14 @@ class OneSeed:
     seen: list[Observation] = field(default_factory=list)
     done: bool = False
 
+    def state(self) -> bool:
+        """Whether it has had its seed."""
+        return self.done
+
+    def restore(self, state: bool) -> None:
+        """Go on from there."""
+        self.done = state
+
     def decide(self, observation: Observation) -> list[Proposal]:
         """Proposals as told above."""
         self.seen.append(observation)
@@ -84,6 +92,12 @@ class OneSeed:
 
 class Asleep:
     """A controller that never wants anything."""
+
+    def state(self) -> None:
+        """Nothing to remember."""
+
+    def restore(self, state: None) -> None:
+        """Nothing to take."""
 
     def decide(self, observation: Observation) -> list[Proposal]:
         """Wait."""

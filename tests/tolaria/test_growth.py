@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import gc
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.kasmina.errors import KasminaError, SlotError
 from esper.log.event_log import EventLog
@@ -111,17 +112,62 @@ def test_an_optimizer_that_no_seed_could_join_is_refused_at_once() -> None:
         loop.grow(FAST, Asleep())
 
 
-def test_a_host_without_a_place_to_grow_is_refused_and_its_log_is_closed() -> None:
-    model = nn.Sequential(nn.ConvTranspose1d(1, 1, 3), nn.Flatten())
+class Scale(nn.Module):
+    """A model of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_a_host_without_a_place_to_grow_is_refused_before_a_log_is_opened(tmp_path: Path) -> None:
+    model = Scale()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    log = new_log()
-    batches = [torch.randn(2, 1, 8) for _ in range(6)]
+    batches = [torch.randn(2, 8) for _ in range(6)]
     with pytest.raises(SlotError, match="the host has no slot"):
-        Growth(model, optimizer, lambda x: model(x).mean(), batches, log=log)
-    ended = log.records()[-1].event
-    assert isinstance(ended, RunEnded)
-    assert ended.outcome == "failed"
-    assert "SlotError" in ended.reason
+        Growth(model, optimizer, lambda x: model(x).mean(), batches, run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_cannot_grow_one_model_at_a_time() -> None:
+    loop = Loop()
+    growth = loop.grow(FAST, Asleep())
+    with pytest.raises(ValueError, match=r"another Growth is at work on this model.*close\(\) it"):
+        loop.grow(FAST, Asleep())
+    growth.close()
+    loop.grow(FAST, Asleep()).close()
+
+
+def test_growth_that_was_never_closed_is_told_of_and_its_log_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, store = Loop(), MemoryStore()
+    growth = loop.grow(FAST, OneSeed("layer1..head", "widen"), store)
+    loop.run(30)
+    growth.log.flush(10)
+    written = store.count
+    loop.growth = None
+    del growth
+    gc.collect()
+    assert "growth of run test was never closed: its log is kept but has no end" in caplog.text
+    assert store.count >= written > 1
+    loop.grow(FAST, Asleep()).close()  # What nobody holds on to does not stand in the way.
+
+
+def test_a_step_between_loss_and_backward_is_refused_while_a_graft_is_tested() -> None:
+    loop = Loop()
+    growth = loop.grow(FAST, OneSeed("layer1..head", "widen"))
+    while growth.engine is None or growth.engine.transitions.fork is None:
+        loop.run(1)
+    loss = loop.loss_fn(loop.batches[0])
+    with pytest.raises(RuntimeError, match=r"between a loss and its backward pass.*call it after"):
+        growth.step(loop.batches[0], loss)
+    loss.backward()
+    growth.step(loop.batches[0], loss)
+    growth.close()
 
 
 def test_a_loop_that_keeps_its_loss_to_itself_grows_as_well() -> None:

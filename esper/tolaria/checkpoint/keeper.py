@@ -1,0 +1,153 @@
+"""When a checkpoint is taken, how it is written while training goes on, and which one counts.
+
+A checkpoint counts when the log names the SHA-256 of its file. The newest one that does, and
+whose file is there and whole, is where a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from esper.kasmina.digest import weights_digest
+from esper.log.errors import LogError
+from esper.tolaria.breaker import Log
+from esper.tolaria.checkpoint import file
+from esper.tolaria.checkpoint.file import CheckpointError
+from esper.tolaria.checkpoint.training import Lifecycle, Training
+from esper.tolaria.checkpoint.values import Packer, ValueRefusedError
+from esper.tolaria.heldout import HeldOut
+from esper_events.events import CheckpointWritten, Record
+
+KEPT = 2
+"""Files that stay; an older one goes when a newer one is on record."""
+
+_STATE = "host/state/"
+_ANSWER_SECONDS = 30.0
+_CLOSE_SECONDS = 60.0
+_logger = logging.getLogger("esper.tolaria")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint that was read: the state of training after ``step``."""
+
+    step: int
+    state: Mapping[str, Any]
+
+    def with_parts(self, given: HeldOut | None) -> HeldOut:
+        """The held-out batches: those ``given``, or the training batches that the run had kept
+        back for them.
+
+        Raises:
+            CheckpointError: there is none of these, or both.
+        """
+        parts: dict[str, Any] | None = self.state["parts"]
+        if given is not None and parts is None:
+            return given
+        if given is None and parts is not None:
+            return HeldOut(**parts)
+        had = "no probe batches" if given is not None else "probe batches"
+        raise CheckpointError(f"the run that was killed had {had}: make it as it was made then")
+
+
+class Checkpoints:
+    """The checkpoints of one run: training waits while its state is copied, and for no disk.
+
+    What cannot be written is warned of, and training goes on.
+    """
+
+    def __init__(self, run_dir: Path, every: int, log: Log, training: Training) -> None:
+        self.next_step = every
+        """A checkpoint is due from this step on, as soon as nothing is on trial."""
+        self._directory = run_dir / file.DIRECTORY
+        self._every = every
+        self._log = log
+        self._training = training
+        self._thread: threading.Thread | None = None
+
+    def offer(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
+        """Take one of ``step`` where it is due, unless the one before is still being written.
+
+        All is copied now; the file, and the event that names it, follow in the background.
+        """
+        writing = self._thread is not None and self._thread.is_alive()
+        if step < self.next_step or writing or not seeds.quiet:
+            return
+        self._schedule_after(step)
+        state = {"parts": _as_value(parts), **self._training.take(seeds)}
+        packer = Packer()
+        try:
+            packed = {"dict": [[name, packer.pack(part, name)] for name, part in state.items()]}
+        except ValueRefusedError as error:
+            self.next_step = sys.maxsize
+            _logger.warning("no checkpoints are taken, they could not hold the run: %s", error)
+            return
+        arguments = (step, packed, packer.tensors)
+        self._thread = threading.Thread(
+            target=self._write, args=arguments, name="esper-checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def newest(self, records: Iterable[Record]) -> Kept | None:
+        """The newest checkpoint that counts; None where there is none.
+
+        One that the log tells of, and that should be there, is warned of where it is not.
+        """
+        told = [r.event for r in records if isinstance(r.event, CheckpointWritten)]
+        ordered = sorted(enumerate(told), key=lambda entry: (entry[1].step, entry[0]))
+        for age, (_, event) in enumerate(reversed(ordered)):
+            path = file.path_of(self._directory, event.step)
+            try:
+                return Kept(event.step, file.read(path, event.file))
+            except CheckpointError as error:
+                if age < KEPT or path.exists():
+                    _logger.warning("the checkpoint %s is passed over: %s", path, error)
+        return None
+
+    def put_back(self, kept: Kept, seeds: Lifecycle) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: model, optimizer or objects are not made as they were then.
+        """
+        self._training.put_back(kept.state, seeds)
+        self._schedule_after(kept.step)
+
+    def _schedule_after(self, step: int) -> None:
+        self.next_step = (step // self._every + 1) * self._every
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
+
+    def _write(self, step: int, packed: Any, tensors: dict[str, Tensor]) -> None:
+        weights = weights_digest(
+            (name.removeprefix(_STATE), tensor)
+            for name, tensor in tensors.items()
+            if name.startswith(_STATE)
+        )
+        try:
+            digest = file.write(self._directory, step, packed, tensors)
+            event = CheckpointWritten(time=time.time(), step=step, file=digest, weights=weights)
+            if self._log.append(event).wait(_ANSWER_SECONDS):
+                file.prune(self._directory, KEPT)
+        except (OSError, SafetensorError, LogError) as error:
+            _logger.warning(
+                "the checkpoint of step %d could not be written, training goes on: %s", step, error
+            )
+
+
+def _as_value(parts: HeldOut) -> dict[str, Any] | None:
+    """Batches that training has passed; those that the user gave are given again."""
+    return None if parts.origin == "probe" else dict(vars(parts))
