@@ -20,6 +20,7 @@ native.load()
 _blend = torch.ops.esper.graft_blend.default
 _blend_backward = torch.ops.esper.graft_blend_backward.default
 _stats = torch.ops.esper.slot_stats.default
+_record = torch.ops.esper.record_stats.default
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -77,6 +78,28 @@ def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
     if not torch.compiler.is_compiling() and x.is_cuda:
         native.require_cuda()
     return _stats(x.detach(), axis)  # type: ignore[no-any-return]
+
+
+def record_stats(x: Tensor, table: Tensor, row: int) -> None:
+    """Write five figures of all elements of ``x`` into a row of ``table``; not differentiable.
+
+    The columns are the rows of :func:`slot_stats`. Nothing is allocated and nothing waits for the
+    device. Blocks of 4,096 elements are summed in float32 (float64 for a float64 ``x``, and where
+    float32 overflows), shifted by their first finite element, and merged in float64; the result
+    does not depend on the thread count.
+
+    Args:
+        x: float32, float64 or bfloat16, any shape and strides.
+        table: float64 ``[rows, 5]``, contiguous, on the device of ``x``.
+        row: from 0.
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it.
+        NativeLibraryError: ``x`` is on a CUDA device and the CUDA library is missing.
+    """
+    if x.is_cuda:
+        native.require_cuda()
+    _record(x.detach(), table, row)
 
 
 class _GraftBlend(torch.autograd.Function):
@@ -153,6 +176,12 @@ def _fake_stats(x: Tensor, axis: int) -> Tensor:
     return x.new_empty((5, x.shape[axis]), dtype=torch.float64)
 
 
+def _fake_record(x: Tensor, table: Tensor, row: int) -> None:
+    _require(
+        x.dtype in _DTYPES, f"record_stats: got x of dtype {x.dtype}, wanted one of {_DTYPES}"
+    )
+
+
 def _check(op: str, name: str, model: Tensor, twin_name: str, twin: Tensor, alpha: Tensor) -> None:
     _require(
         model.dtype in _DTYPES,
@@ -182,6 +211,7 @@ def _require(holds: bool, message: str) -> None:
 torch.library.register_fake("esper::graft_blend", _fake_blend)
 torch.library.register_fake("esper::graft_blend_backward", _fake_blend_backward)
 torch.library.register_fake("esper::slot_stats", _fake_stats)
+torch.library.register_fake("esper::record_stats", _fake_record)
 torch.library.register_autograd("esper::graft_blend", _blend_gradients, setup_context=_setup_blend)
 torch.library.register_autograd(
     "esper::graft_blend_backward", _blend_backward_gradients, setup_context=_setup_blend_backward
