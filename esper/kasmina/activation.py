@@ -6,8 +6,10 @@ recurrent layer) passes by untouched.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +17,22 @@ from torch import Tensor, nn
 
 def input_name(module: nn.Module) -> str | None:
     """The name of the first argument of ``module``'s forward; None where it has no name."""
-    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    forward = module.forward
+    method = getattr(forward, "__func__", None)
+    return _first_name(forward) if method is None else _second_name(method)
+
+
+def _first_name(function: Callable[..., Any], skipped: int = 0) -> str | None:
+    arguments = inspect.signature(function).parameters.values()
+    first = next(itertools.islice(arguments, skipped, None), None)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return first.name if first is not None and first.kind in named else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _second_name(method: Callable[..., Any]) -> str | None:
+    """That of the argument after ``self``; asked at every shadow pass, so it is remembered."""
+    return _first_name(method, 1)
 
 
 def given(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,19 +31,76 @@ def contract_violations(
     graph from what the seed adds, nor, with the host frozen, from the seed's loss; the seed can
     take its gradient, and fits in evaluation mode too. The host is left exactly as it was.
     """
-    with HostGuard(model, freeze=False), torch.enable_grad():
-        h, delta = _activations(model, seed, lambda: loss_fn(batch))
-        if isinstance(delta, str):
-            return [delta]
-        problems = [p for alpha in ALPHAS for p in _blend_problems(h, delta, alpha)]
-        problems += _reachability_problems(model, delta, "what the seed adds")
+    with HostGuard(model), torch.enable_grad():
+        problems = _training_problems(model, seed, loss_fn, batch)
     if not problems:
-        with HostGuard(model), torch.enable_grad(), switched_on(model, seed):
-            loss = scalar_loss(loss_fn(batch))
-            problems = _reachability_problems(model, loss, "the seed's loss")
-            problems += _gradient_problems(seed, loss)
-        problems += _evaluation_problems(model, seed, lambda: loss_fn(batch))
+        problems = _evaluation_problems(model, seed, lambda: loss_fn(batch))
     return list(dict.fromkeys(problems))
+
+
+class _MisfitError(Exception):
+    """A seed that cannot be switched on; the message says why."""
+
+
+class _Watched(nn.Module):
+    """A seed's body that keeps what it adds, once it fits, and the activation it adds that to.
+
+    While it runs, the parameters of the frozen host require gradients, so that the graph of what
+    it adds shows those that it computes with.
+    """
+
+    def __init__(self, model: nn.Module, seed: Seed) -> None:
+        super().__init__()
+        self.activations: list[Tensor] = []
+        self.added: list[Tensor] = []
+        self._seed = seed
+        self._host = [p for p in model.parameters() if p.is_leaf and p.is_floating_point()]
+
+    def watch(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        """A hook on the module whose activation the seed changes."""
+        self.activations.append(activation(output).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the seed adds; raises ``_MisfitError`` where it cannot be added."""
+        frozen = [p for p in self._host if not p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            delta = _addition(self._seed, x)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if isinstance(delta, str):
+            raise _MisfitError(delta)
+        placed = turned(delta, self._seed.slot.batch_axis) if delta.dim() > 1 else delta
+        if placed.shape != self.activations[-1].shape:
+            raise _MisfitError(_wrong_shape(self.activations[-1], placed))
+        self.added.append(placed)
+        return delta
+
+
+def _training_problems(
+    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
+) -> list[str]:
+    """What is wrong in one pass of the frozen host with the seed switched on."""
+    body = _Watched(model, seed)
+    handle = model.get_submodule(seed.slot.end).register_forward_hook(body.watch)
+    try:
+        with switched_on(model, replace(seed, body=body)):
+            loss = scalar_loss(loss_fn(batch))
+            if len(body.added) != 1:
+                return [_wrong_count(len(body.added))]
+            (h,), (delta,) = body.activations, body.added
+            problems = _blend_problems(h, delta)
+            problems += _reachability_problems(model, delta, "what the seed adds")
+            if not problems:
+                problems = _reachability_problems(model, loss, "the seed's loss")
+                problems += _gradient_problems(seed, loss)
+            return problems
+    except _MisfitError as misfit:
+        return [str(misfit)]
+    finally:
+        handle.remove()
 
 
 def _activations(
@@ -57,7 +115,8 @@ def _activations(
 
     def end(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         seen["h"] = activation(output).detach()
-        added.append(_addition(seed, seen["x"] if seed.slot.source == "span" else seen["h"]))
+        x = seen["x"] if seed.slot.source == "span" else seen["h"]
+        added.append(_addition(seed, turned(x, seed.slot.batch_axis)))
 
     def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen["x"] = given(args, kwargs, first).detach()
@@ -72,42 +131,50 @@ def _activations(
     finally:
         for handle in handles:
             handle.remove()
-    if len(added) == 1:
-        return seen["h"], added[0]
-    often = f"reached the slot {len(added)} times, wanted once a pass"
-    return torch.empty(0), f"loss_fn {often if added else 'did not reach the slot'}"
+    if len(added) != 1:
+        return torch.empty(0), _wrong_count(len(added))
+    delta = added[0]
+    if isinstance(delta, Tensor) and delta.dim() > 1:
+        delta = turned(delta, seed.slot.batch_axis)
+    return seen["h"], delta
+
+
+def _wrong_count(calls: int) -> str:
+    if calls == 0:
+        return "loss_fn did not reach the slot"
+    return f"loss_fn reached the slot {calls} times, wanted once a pass"
 
 
 def _addition(seed: Seed, x: Tensor) -> Tensor | str:
     """The body's output on ``x``, computed where the slot stands: autocast applies as it will."""
     try:
-        delta: object = seed.body(turned(x, seed.slot.batch_axis))
+        delta: object = seed.body(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"the seed cannot run on its slot's activation: {error}"
     if not isinstance(delta, Tensor):
         return f"the seed gives {type(delta).__name__}, the slot wants a tensor"
-    return turned(delta, seed.slot.batch_axis) if delta.dim() > 1 else delta
+    return delta
 
 
-def _blend_problems(h: Tensor, delta: Tensor, alpha: float) -> list[str]:
-    if delta.shape != h.shape:
-        return [_wrong_shape(h, delta)]
+def _blend_problems(h: Tensor, delta: Tensor) -> list[str]:
+    """What is wrong with the activation that the host would go on with, and its gradient."""
     host = h.clone().requires_grad_()
-    level = torch.full((1,), alpha, device=h.device)
-    out = ops.graft_blend(host, delta.to(h.dtype), level)
-    problems = [
-        f"{name} of the blend is {got}, the host's is {wanted}"
-        for name, got, wanted in (
-            ("dtype", out.dtype, h.dtype),
-            ("device", out.device, h.device),
-            ("stride", out.stride(), h.stride()),
-        )
-        if got != wanted
-    ]
     cotangent = torch.linspace(-1.0, 1.0, h.numel(), dtype=h.dtype, device=h.device).view(h.shape)
-    (gradient,) = torch.autograd.grad(out, host, cotangent, retain_graph=True)
-    if not torch.equal(gradient, cotangent):
-        problems.append(f"at alpha {alpha} the host's gradient is not the cotangent bit for bit")
+    problems = []
+    for alpha in ALPHAS:
+        out = ops.graft_blend(host, delta.to(h.dtype), torch.full((1,), alpha, device=h.device))
+        problems += [
+            f"{name} of the blend is {got}, the host's is {wanted}"
+            for name, got, wanted in (
+                ("dtype", out.dtype, h.dtype),
+                ("device", out.device, h.device),
+                ("stride", out.stride(), h.stride()),
+            )
+            if got != wanted
+        ]
+        (gradient,) = torch.autograd.grad(out, host, cotangent, retain_graph=True)
+        if not torch.equal(gradient, cotangent):
+            problems.append(f"at alpha {alpha} the host's gradient is not the cotangent to the bit")
     return problems
 
 

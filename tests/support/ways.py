@@ -125,7 +125,7 @@ class CompiledByLayer(Compiled):
             region.compile(backend=self.backend)
         self.call = self.model = Chain(first, second)
 
-    slot = ("1.head", "low_rank")
+    slot = ("1.head", "bottleneck_mlp")
 
 
 class CompiledHandedOver(Compiled):
