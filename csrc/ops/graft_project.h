@@ -6,7 +6,6 @@
 // the checks shared by the backends.
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,27 +14,18 @@
 
 namespace esper {
 
-// One seed: h [rows, width], hidden [rows, rank], up [width, rank], bias [width], out as h.
-// K candidates: hidden [rows, K, rank], up [K, width, rank], bias [K, width] and out
-// [K, rows, width]; all start from the same h.
+// One seed: h [..., width], hidden [..., rank], up [width, rank], bias [width], out as h.
+// K candidates: hidden [..., K * rank], up [K, width, rank], bias [K, width], out
+// [K, ..., width]; all start from the same h.
 struct ProjectShape {
   bool stacked = false;
   std::int64_t groups = 1;
-  std::int64_t rows = 0;
+  std::int64_t rows = 1;  // The product of what stands for the dots.
   std::int64_t width = 0;
   std::int64_t rank = 0;
-
-  std::vector<std::int64_t> out() const {
-    return stacked ? std::vector<std::int64_t>{groups, rows, width}
-                   : std::vector<std::int64_t>{rows, width};
-  }
-  std::vector<std::int64_t> hidden() const {
-    return stacked ? std::vector<std::int64_t>{rows, groups, rank}
-                   : std::vector<std::int64_t>{rows, rank};
-  }
-  std::vector<std::int64_t> bias() const {
-    return stacked ? std::vector<std::int64_t>{groups, width} : std::vector<std::int64_t>{width};
-  }
+  std::vector<std::int64_t> hidden;
+  std::vector<std::int64_t> bias;
+  std::vector<std::int64_t> out;
 };
 
 inline std::string text_of(const std::vector<std::int64_t>& shape) {
@@ -69,10 +59,11 @@ inline void check_fits(const char* op,
   }
 }
 
-// `outer` is h in the forward operator and the gradient of out in the backward one.
+// `outer` is h in the forward operator and the gradient of out in the backward one; hidden gives
+// the dimensions that stand for the dots.
 inline ProjectShape check_graft_project(const char* op,
-                                        const char* outer_name,
                                         const Tensor& outer,
+                                        bool forward,
                                         const Tensor& hidden,
                                         const Tensor& up,
                                         const std::optional<Tensor>& bias,
@@ -82,18 +73,32 @@ inline ProjectShape check_graft_project(const char* op,
     fail(op, "got up of shape " + shape_of(up) +
                  ", wanted [width, rank], or [candidates, width, rank]");
   }
+  if (hidden.dim() < 1) {
+    fail(op, "got hidden without dimensions, wanted [..., rank]");
+  }
   ProjectShape shape;
   shape.stacked = up.dim() == 3;
   shape.groups = shape.stacked ? up.size(0) : 1;
-  shape.width = up.size(-2);
-  shape.rank = up.size(-1);
-  shape.rows = outer.dim() < 2 ? 0 : outer.size(outer.dim() - 2);
-  const bool forward = std::string(outer_name) == "h";
-  check_fits(op, outer_name, outer,
-             forward ? std::vector<std::int64_t>{shape.rows, shape.width} : shape.out(), up);
-  check_fits(op, "hidden", hidden, shape.hidden(), up);
+  shape.width = up.size(up.dim() - 2);
+  shape.rank = up.size(up.dim() - 1);
+  std::vector<std::int64_t> h;
+  for (std::int64_t i = 0; i + 1 < hidden.dim(); ++i) {
+    h.push_back(hidden.size(i));
+    shape.rows *= hidden.size(i);
+  }
+  shape.hidden = h;
+  shape.hidden.push_back(shape.groups * shape.rank);
+  h.push_back(shape.width);
+  shape.out = h;
+  shape.bias = {shape.width};
+  if (shape.stacked) {
+    shape.out.insert(shape.out.begin(), shape.groups);
+    shape.bias.insert(shape.bias.begin(), shape.groups);
+  }
+  check_fits(op, "hidden", hidden, shape.hidden, up);
+  check_fits(op, forward ? "h" : "grad", outer, forward ? h : shape.out, up);
   if (bias.has_value()) {
-    check_fits(op, "bias", *bias, shape.bias(), up);
+    check_fits(op, "bias", *bias, shape.bias, up);
   }
   check_alpha(op, alpha, up);
   return shape;

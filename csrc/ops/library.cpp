@@ -10,5 +10,5 @@ STABLE_TORCH_LIBRARY(esper, m) {
       "graft_project_backward(Tensor grad, Tensor hidden, Tensor up, Tensor? bias, Tensor alpha) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("slot_stats(Tensor x, int axis) -> Tensor");
-  m.def("record_stats(Tensor x, Tensor(a!) table, int row) -> ()");
+  m.def("record_stats(Tensor[] xs, Tensor(a!) table, int[] rows) -> ()");
 }

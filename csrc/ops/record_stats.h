@@ -1,8 +1,12 @@
-// record_stats: five figures of a whole tensor, written into a row of a table. Shared checks.
+// record_stats: five figures of each of some tensors, written into rows of a table. Shared checks.
 //
-// The columns of the table are the rows of slot_stats. The table is float64 and contiguous, so
-// that its memory can be a ring that others read (lattice/telemetry_ring.h).
+// The columns of the table are the rows of slot_stats. Many tensors share one call, because the
+// call costs more than a small tensor does.
 #pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
 
 #include "ops/common/check.h"
 #include "ops/slot_stats.h"
@@ -13,9 +17,10 @@ namespace esper {
 // depends neither on the thread count nor on the instruction set.
 inline constexpr std::int64_t kFlatBlock = 4096;
 
-inline void check_record_stats(const Tensor& x, const Tensor& table, std::int64_t row) {
+inline void check_record_stats(const std::vector<Tensor>& xs,
+                               const Tensor& table,
+                               const std::vector<std::int64_t>& rows) {
   constexpr const char* op = "record_stats";
-  check_dtype(op, "x", x);
   if (table.dim() != 2 || table.size(1) != kStatsRows ||
       table.scalar_type() != ScalarType::Double || !table.is_contiguous()) {
     fail(op, "got table of shape " + shape_of(table) + " and dtype " +
@@ -23,12 +28,20 @@ inline void check_record_stats(const Tensor& x, const Tensor& table, std::int64_
                  ", wanted a contiguous one of shape [rows, " + std::to_string(kStatsRows) +
                  "] and dtype Double");
   }
-  if (table.device() != x.device()) {
-    fail(op, "got table on " + device_of(table) + ", wanted " + device_of(x) + " (that of x)");
+  if (xs.size() != rows.size()) {
+    fail(op, "got " + std::to_string(xs.size()) + " tensors and " + std::to_string(rows.size()) +
+                 " rows, wanted a row for each tensor");
   }
-  if (row < 0 || row >= table.size(0)) {
-    fail(op,
-         "got row " + std::to_string(row) + ", wanted 0 to " + std::to_string(table.size(0) - 1));
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    check_dtype(op, "a tensor", xs[i]);
+    if (xs[i].device() != table.device()) {
+      fail(op, "got a tensor on " + device_of(xs[i]) + ", wanted " + device_of(table) +
+                   " (that of table)");
+    }
+    if (rows[i] < 0 || rows[i] >= table.size(0)) {
+      fail(op, "got row " + std::to_string(rows[i]) + ", wanted 0 to " +
+                   std::to_string(table.size(0) - 1));
+    }
   }
 }
 

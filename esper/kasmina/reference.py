@@ -22,6 +22,26 @@ def graft_blend_backward(grad: Tensor, delta: Tensor, alpha: Tensor) -> tuple[Te
     return to_delta, to_alpha
 
 
+def graft_project(
+    h: Tensor, hidden: Tensor, up: Tensor, bias: Tensor | None, alpha: Tensor
+) -> Tensor:
+    """``h + alpha * (hidden @ up^T + bias)`` for one seed or K candidates; float64, differentiable.
+
+    ``h`` is ``[..., width]``, ``hidden`` ``[..., rank]`` or ``[..., K * rank]``.
+    """
+    weights = up.double()
+    if up.dim() == 2:
+        delta = hidden.double() @ weights.T
+    else:
+        units = hidden.double().reshape(*hidden.shape[:-1], len(up), up.shape[-1])
+        delta = torch.einsum("...kr,kwr->k...w", units, weights)
+    if bias is not None:
+        ones = [1] * (h.dim() - 1)
+        delta = delta + bias.double().reshape(*bias.shape[:-1], *ones, bias.shape[-1])
+    blended = h.double() + alpha.double().reshape(()) * delta
+    return h.double().expand_as(delta) if not alpha.any() else blended
+
+
 def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
     """Mean, population variance, largest absolute value, zero fraction, non-finite count.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,11 +46,14 @@ def test_cuda_library_is_built_and_links_where_nvcc_is() -> None:
         assert wanted - offered <= FROM_TORCH_CUDA, library
 
 
-def test_cuda_library_holds_the_three_operators() -> None:
-    if CUDA_EXPECTED:
-        text = native.CUDA_LIBRARY.read_bytes()
-        for name in (b"graft_blend", b"graft_blend_backward", b"slot_stats"):
-            assert b"\0" + name + b"\0" in text
+def test_both_libraries_hold_every_operator() -> None:
+    schemas = (Path(__file__).parents[2] / "csrc/ops/library.cpp").read_text()
+    names = re.findall(r'"(\w+)\(', schemas)
+    assert "graft_blend" in names and "slot_stats" in names
+    for library in [native.CPU_LIBRARY] + [native.CUDA_LIBRARY] * CUDA_EXPECTED:
+        text = library.read_bytes()
+        for name in names:
+            assert b"\0" + name.encode() + b"\0" in text, (library, name)
 
 
 def test_no_path_of_the_build_machine_is_kept() -> None:

@@ -117,5 +117,35 @@ def test_runs_on_fake_tensors_and_under_activation_checkpointing() -> None:
     torch.testing.assert_close(got, torch.full_like(got, 0.5))
 
 
+def test_works_in_transforms_of_functions() -> None:
+    h, delta, alpha = leaf(3, 4).detach(), leaf(3, 4).detach(), torch.tensor(0.3).double()
+
+    def loss(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        return ops.graft_blend(h, delta, alpha).square().sum()
+
+    blended = 2 * (h + alpha * delta)
+    wanted = (blended, alpha * blended, (blended * delta).sum())
+    for got, one in zip(torch.func.grad(loss, (0, 1, 2))(h, delta, alpha), wanted, strict=True):
+        torch.testing.assert_close(got, one)
+    (curvature,) = torch.func.jacrev(torch.func.grad(loss, (2,)), (2,))(h, delta, alpha)[0]
+    torch.testing.assert_close(curvature, 2 * delta.square().sum())
+
+
+@pytest.mark.parametrize("one_alpha", [True, False])
+def test_a_batch_of_blends_is_each_blend(one_alpha: bool) -> None:
+    h, delta = leaf(3, 4).detach(), leaf(4, 3).detach()
+    alphas = torch.tensor([0.3, 0.0, 1.0], dtype=torch.float64)
+    blend = torch.func.vmap(ops.graft_blend, (0, 1, None if one_alpha else 0))
+    got = blend(h, delta, alphas[0] if one_alpha else alphas)
+    for row in range(3):
+        alpha = alphas[0] if one_alpha else alphas[row]
+        assert torch.equal(got[row], ops.graft_blend(h[row], delta[:, row], alpha))
+
+    def total(alphas: Tensor) -> Tensor:
+        return torch.func.vmap(ops.graft_blend, (0, 1, 0))(h, delta, alphas).sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(alphas), delta.sum(0))
+
+
 def test_no_gradient_flows_through_statistics() -> None:
     assert not ops.slot_stats(leaf(3, 4)).requires_grad

@@ -26,7 +26,7 @@ const KernelTable& choose() {
       {&kTable_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") &&
                            __builtin_cpu_supports("avx512vl")},
-      {&kTable_avx2, static_cast<bool>(__builtin_cpu_supports("avx2"))},
+      {&kTable_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
       {&kTable_baseline, true},
   };

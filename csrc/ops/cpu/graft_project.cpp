@@ -2,7 +2,6 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
 #include <tuple>
@@ -30,141 +29,131 @@ Tensor empty(const std::vector<std::int64_t>& shape, const Tensor& like) {
 }
 
 template <typename T>
-void project(const Packed<T>& packed, const Tensor& h, double alpha, Tensor& out) {
-  const std::int64_t rows = packed.shape.rows;
-  const std::int64_t width = packed.shape.width;
+void project(const Operands<T>& operands, const Tensor& h, Tensor& out) {
+  const std::int64_t rows = operands.shape.rows;
+  const std::int64_t width = operands.shape.width;
   const auto* from = static_cast<const T*>(h.const_data_ptr());
   auto* to = static_cast<T*>(out.mutable_data_ptr());
-  const auto kernel = kernels_for<T>().project.project;
+  const auto kernel = project_kernels<T>().project;
   const auto work = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t group = begin; group < end; ++group) {
-      const auto up = packed.up(group);
+      const PackedUp<T> packed = operands.packed(group);
       // Divided only where this group is alone: nested regions run on one thread.
       torch::stable::parallel_for(
           0, rows, grain(width), [&](std::int64_t first, std::int64_t last) {
-            const auto hidden = packed.hidden(group, first, last - first);
-            kernel(from + first * width, hidden.data(), up.data(), packed.rank, packed.padded,
-                   static_cast<Compute<T>>(alpha), to + (group * rows + first) * width,
-                   last - first, width);
+            kernel(operands.rows(packed, group, first, last - first), from + first * width,
+                   to + (group * rows + first) * width);
           });
     }
   };
-  torch::stable::parallel_for(0, packed.shape.groups, grain(rows * width), work);
+  torch::stable::parallel_for(0, operands.shape.groups, grain(rows * width), work);
 }
 
 // Where the gradients of one call go.
 template <typename T>
 struct Gradients {
   T* hidden;
-  View<T> up;
+  UpView<T> up;
   T* bias;
-  double alpha;
-  std::vector<double> to_alpha;  // One for each group.
+  std::vector<double> alpha;  // One for each group.
 };
 
-// One segment of the rows of a group: writes the gradient to hidden, adds to that of up, and
-// returns that to alpha.
+// What the rows of one segment add to gradients that sum over rows.
 template <typename T>
-double backward_segment(const Packed<T>& packed,
-                        const T* grad,
-                        const std::vector<Compute<T>>& up,
-                        std::int64_t group,
-                        std::int64_t first,
-                        std::int64_t rows,
-                        Gradients<T>& to,
-                        std::vector<Compute<T>>& to_up) {
-  using C = Compute<T>;
-  const ProjectShape& shape = packed.shape;
-  const auto hidden = packed.hidden(group, first, rows);
-  std::vector<C> to_hidden(hidden.size());
-  kernels_for<T>().project.backward(grad + (group * shape.rows + first) * shape.width,
-                                    hidden.data(), up.data(), packed.rank, packed.padded,
-                                    to_hidden.data(), to_up.data(), rows, shape.width);
-  double to_alpha = 0.0;
-  for (std::size_t i = 0; i < hidden.size(); ++i) {
-    to_alpha += static_cast<double>(hidden[i]) * static_cast<double>(to_hidden[i]);
-  }
-  const C alpha = static_cast<C>(to.alpha);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    T* out = to.hidden + ((first + row) * shape.groups + group) * shape.rank;
-    for (std::int64_t r = 0; r < shape.rank; ++r) {
-      assign(out[r], alpha * to_hidden[static_cast<std::size_t>(row * packed.rank + r)]);
+struct Sums {
+  std::vector<Compute<T>> up;
+  std::vector<Compute<T>> bias;
+  double alpha = 0.0;
+
+  explicit Sums(const PackedUp<T>& packed) : up(packed.up.size()), bias(packed.bias.size()) {}
+
+  void add(const Sums& other) {
+    for (std::size_t i = 0; i < up.size(); ++i) {
+      up[i] += other.up[i];
     }
+    for (std::size_t i = 0; i < bias.size(); ++i) {
+      bias[i] += other.bias[i];
+    }
+    alpha += other.alpha;
   }
-  return to_alpha;
+};
+
+template <typename T>
+void write_sums(const Operands<T>& operands,
+                const PackedUp<T>& packed,
+                const Sums<T>& sums,
+                std::int64_t group,
+                Gradients<T>& to) {
+  const ProjectShape& shape = operands.shape;
+  const std::int64_t padded = operands.padded();
+  const Compute<T> alpha = operands.alpha;
+  const Compute<T>* sum = sums.up.data();
+  to.up.for_each(group, shape.width, shape.rank, [=](T& weight, std::int64_t i, std::int64_t r) {
+    assign(weight, alpha * sum[r * padded + i]);
+  });
+  double to_alpha = sums.alpha;
+  for (std::size_t i = 0; i < sums.bias.size() && i < static_cast<std::size_t>(shape.width); ++i) {
+    assign(to.bias[group * shape.width + static_cast<std::int64_t>(i)], alpha * sums.bias[i]);
+    to_alpha += static_cast<double>(packed.bias[i]) * static_cast<double>(sums.bias[i]);
+  }
+  to.alpha[static_cast<std::size_t>(group)] = to_alpha;
 }
 
 template <typename T>
-void write_up(const Packed<T>& packed,
-              const std::vector<Compute<T>>& sum,
-              std::int64_t group,
-              Gradients<T>& to) {
-  const ProjectShape& shape = packed.shape;
-  const auto alpha = static_cast<Compute<T>>(to.alpha);
-  for (std::int64_t i = 0; i < shape.width; ++i) {
-    for (std::int64_t r = 0; r < shape.rank; ++r) {
-      assign(to.up.at(group, i, r), alpha * sum[static_cast<std::size_t>(r * packed.padded + i)]);
-    }
-  }
-  if (packed.bias.has_value()) {
-    const std::size_t row = static_cast<std::size_t>(shape.rank * packed.padded);
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      assign(to.bias[group * shape.width + i], alpha * sum[row + static_cast<std::size_t>(i)]);
-    }
-  }
-}
-
-template <typename T>
-void backward_group(const Packed<T>& packed, const T* grad, std::int64_t group, Gradients<T>& to) {
-  const std::int64_t rows = packed.shape.rows;
+void backward_group(const Operands<T>& operands,
+                    const T* grad,
+                    std::int64_t group,
+                    Gradients<T>& to) {
+  const std::int64_t rows = operands.shape.rows;
+  const std::int64_t width = operands.shape.width;
   const std::int64_t length = std::max(kRows, (rows + kSegments - 1) / kSegments);
   const std::int64_t segments = std::max<std::int64_t>(1, (rows + length - 1) / length);
-  const auto up = packed.up(group);
-  std::vector<std::vector<Compute<T>>> sums(static_cast<std::size_t>(segments));
-  std::vector<double> to_alpha(static_cast<std::size_t>(segments));
+  const PackedUp<T> packed = operands.packed(group);
+  std::vector<Sums<T>> sums(static_cast<std::size_t>(segments), Sums<T>(packed));
+  const auto kernel = project_kernels<T>().backward;
   torch::stable::parallel_for(0, segments, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t s = begin; s < end; ++s) {
-      const auto index = static_cast<std::size_t>(s);
-      sums[index].resize(up.size());
-      const std::int64_t first = s * length;
-      to_alpha[index] = backward_segment(packed, grad, up, group, first,
-                                         std::min(length, rows - first), to, sums[index]);
+    for (std::int64_t segment = begin; segment < end; ++segment) {
+      Sums<T>& own = sums[static_cast<std::size_t>(segment)];
+      const std::int64_t first = segment * length;
+      own.alpha = kernel(operands.rows(packed, group, first, std::min(length, rows - first)),
+                         grad + (group * rows + first) * width,
+                         to.hidden + operands.hidden_at(group, first), own.up.data(),
+                         own.bias.empty() ? nullptr : own.bias.data());
     }
   });
-  for (std::size_t s = 1; s < sums.size(); ++s) {
-    for (std::size_t i = 0; i < up.size(); ++i) {
-      sums[0][i] += sums[s][i];
-    }
-    to_alpha[0] += to_alpha[s];
+  for (std::size_t segment = 1; segment < sums.size(); ++segment) {
+    sums[0].add(sums[segment]);
   }
-  write_up(packed, sums[0], group, to);
-  to.to_alpha[static_cast<std::size_t>(group)] = to_alpha[0];
+  write_sums(operands, packed, sums[0], group, to);
 }
 
 template <typename T>
-double backward(const Packed<T>& packed,
+double backward(const Operands<T>& operands,
                 const Tensor& grad,
-                double alpha,
                 Tensor& to_hidden,
                 Tensor& to_up,
                 Tensor& to_bias) {
+  const ProjectShape& shape = operands.shape;
   Gradients<T> to{static_cast<T*>(to_hidden.mutable_data_ptr()),
-                  View<T>(static_cast<T*>(to_up.mutable_data_ptr()), to_up),
-                  static_cast<T*>(to_bias.mutable_data_ptr()), alpha,
-                  std::vector<double>(static_cast<std::size_t>(packed.shape.groups))};
+                  UpView<T>(static_cast<T*>(to_up.mutable_data_ptr()), to_up),
+                  static_cast<T*>(to_bias.mutable_data_ptr()),
+                  std::vector<double>(static_cast<std::size_t>(shape.groups))};
   const auto* from = static_cast<const T*>(grad.const_data_ptr());
   const auto work = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t group = begin; group < end; ++group) {
-      backward_group(packed, from, group, to);
+      backward_group(operands, from, group, to);
     }
   };
-  torch::stable::parallel_for(0, packed.shape.groups, grain(packed.shape.rows * packed.shape.width),
-                              work);
+  torch::stable::parallel_for(0, shape.groups, grain(shape.rows * shape.width), work);
   double total = 0.0;
-  for (const double value : to.to_alpha) {
+  for (const double value : to.alpha) {
     total += value;
   }
   return total;
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
 Tensor graft_project(const Tensor& h,
@@ -172,23 +161,25 @@ Tensor graft_project(const Tensor& h,
                      const Tensor& up,
                      const std::optional<Tensor>& bias,
                      const Tensor& alpha) {
-  const ProjectShape shape = check_graft_project("graft_project", "h", h, hidden, up, bias, alpha);
-  Tensor out = empty(shape.out(), h);
+  const ProjectShape shape = check_graft_project("graft_project", h, true, hidden, up, bias, alpha);
+  Tensor out = empty(shape.out, h);
   const double a = read_alpha(alpha);
   if (is_off(a, h.scalar_type())) {
     torch::stable::copy_(out, h);
     return out;
   }
   const Tensor dense_h = torch::stable::contiguous(h);
+  const Tensor dense_hidden = torch::stable::contiguous(hidden);
+  const std::optional<Tensor> dense_bias = contiguous(bias);
   switch (h.scalar_type()) {
     case ScalarType::Float:
-      project(Packed<float>(shape, hidden, up, bias), dense_h, a, out);
+      project(Operands<float>(shape, dense_hidden, up, dense_bias, a), dense_h, out);
       break;
     case ScalarType::BFloat16:
-      project(Packed<bfloat16>(shape, hidden, up, bias), dense_h, a, out);
+      project(Operands<bfloat16>(shape, dense_hidden, up, dense_bias, a), dense_h, out);
       break;
     default:
-      project(Packed<double>(shape, hidden, up, bias), dense_h, a, out);
+      project(Operands<double>(shape, dense_hidden, up, dense_bias, a), dense_h, out);
   }
   return out;
 }
@@ -199,25 +190,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graft_project_backward(const Tensor& 
                                                                   const std::optional<Tensor>& bias,
                                                                   const Tensor& alpha) {
   const ProjectShape shape =
-      check_graft_project("graft_project_backward", "grad", grad, hidden, up, bias, alpha);
-  Tensor to_hidden = empty(shape.hidden(), hidden);
+      check_graft_project("graft_project_backward", grad, false, hidden, up, bias, alpha);
+  Tensor to_hidden = empty(shape.hidden, hidden);
   Tensor to_up = torch::stable::empty_like(up);
-  Tensor to_bias = empty(bias.has_value() ? shape.bias() : std::vector<std::int64_t>{0}, up);
+  Tensor to_bias = empty(bias.has_value() ? shape.bias : std::vector<std::int64_t>{0}, up);
   Tensor to_alpha = torch::stable::empty_like(alpha);
   const Tensor dense = torch::stable::contiguous(grad);
+  const Tensor dense_hidden = torch::stable::contiguous(hidden);
+  const std::optional<Tensor> dense_bias = contiguous(bias);
   const double a = read_alpha(alpha);
   double total = 0.0;
   switch (up.scalar_type()) {
     case ScalarType::Float:
-      total = backward(Packed<float>(shape, hidden, up, bias), dense, a, to_hidden, to_up, to_bias);
+      total = backward(Operands<float>(shape, dense_hidden, up, dense_bias, a), dense, to_hidden,
+                       to_up, to_bias);
       break;
     case ScalarType::BFloat16:
-      total =
-          backward(Packed<bfloat16>(shape, hidden, up, bias), dense, a, to_hidden, to_up, to_bias);
+      total = backward(Operands<bfloat16>(shape, dense_hidden, up, dense_bias, a), dense, to_hidden,
+                       to_up, to_bias);
       break;
     default:
-      total =
-          backward(Packed<double>(shape, hidden, up, bias), dense, a, to_hidden, to_up, to_bias);
+      total = backward(Operands<double>(shape, dense_hidden, up, dense_bias, a), dense, to_hidden,
+                       to_up, to_bias);
   }
   write_alpha(to_alpha, total);
   return {to_hidden, to_up, to_bias, to_alpha};

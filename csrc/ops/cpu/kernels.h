@@ -1,8 +1,9 @@
 // The inner loops, as tables of functions that are compiled once per instruction set.
 //
-// Invariant: every table computes the same bits. The loops fix the order of additions (by lane
-// and by block, never by vector width or thread count) and are compiled without contraction
-// into fused multiply-adds.
+// Invariant: the loops fix the order of additions (by lane and by block, never by vector width or
+// thread count). Elementwise loops and statistics are compiled without contraction into fused
+// multiply-adds, so every table computes the same bits; matrix products are contracted where
+// the instruction set can.
 #pragma once
 
 #include <cstdint>
@@ -51,29 +52,30 @@ struct StatsKernels {
   void (*flat)(const T* x, std::int64_t n, Partial* out);
 };
 
+// Rows of one candidate of graft_project. Rows of hidden lie `stride` elements apart, other rows
+// are adjacent. `up` [rank, padded] and `bias` [padded] are packed with zeros beyond the width;
+// a pointer to a bias is null where there is none.
+template <typename T>
+struct Projection {
+  const T* hidden;
+  const Compute<T>* up;
+  const Compute<T>* bias;
+  std::int64_t rank;
+  std::int64_t stride;
+  std::int64_t padded;
+  std::int64_t width;
+  std::int64_t rows;
+  Compute<T> alpha;
+};
+
 template <typename T>
 struct ProjectKernels {
-  // out = h + alpha * (hidden @ up): h and out [rows, width], hidden [rows, rank], up
-  // [rank, padded] with zeros beyond the width; alpha is not 0.
-  void (*project)(const T* h,
-                  const Compute<T>* hidden,
-                  const Compute<T>* up,
-                  std::int64_t rank,
-                  std::int64_t padded,
-                  Compute<T> alpha,
-                  T* out,
-                  std::int64_t rows,
-                  std::int64_t width);
-  // to_hidden = grad @ up^T, and hidden^T @ grad is added to to_up [rank, padded].
-  void (*backward)(const T* grad,
-                   const Compute<T>* hidden,
-                   const Compute<T>* up,
-                   std::int64_t rank,
-                   std::int64_t padded,
-                   Compute<T>* to_hidden,
-                   Compute<T>* to_up,
-                   std::int64_t rows,
-                   std::int64_t width);
+  // out = h + alpha * (hidden @ up + bias), alpha not 0.
+  void (*project)(const Projection<T>& p, const T* h, T* out);
+  // to_hidden (laid out as hidden) = alpha * grad @ up^T; hidden^T @ grad is added to to_up and
+  // the sum of grad to to_bias. Returns the sum of hidden * (grad @ up^T).
+  double (*backward)(
+      const Projection<T>& p, const T* grad, T* to_hidden, Compute<T>* to_up, Compute<T>* to_bias);
 };
 
 // The kernels of every operator for one element type.
@@ -81,11 +83,18 @@ template <typename T>
 struct Kernels {
   BlendKernels<T> blend;
   StatsKernels<T> stats;
-  ProjectKernels<T> project;
+};
+
+// Matrix products, compiled apart from the rest.
+struct ProductTable {
+  ProjectKernels<float> f32;
+  ProjectKernels<double> f64;
+  ProjectKernels<bfloat16> bf16;
 };
 
 struct KernelTable {
   const char* isa;
+  const ProductTable* products;
   Kernels<float> f32;
   Kernels<double> f64;
   Kernels<bfloat16> bf16;
@@ -108,6 +117,21 @@ inline const Kernels<double>& kernels_for<double>() {
 template <>
 inline const Kernels<bfloat16>& kernels_for<bfloat16>() {
   return kernels().bf16;
+}
+
+template <typename T>
+const ProjectKernels<T>& project_kernels();
+template <>
+inline const ProjectKernels<float>& project_kernels<float>() {
+  return kernels().products->f32;
+}
+template <>
+inline const ProjectKernels<double>& project_kernels<double>() {
+  return kernels().products->f64;
+}
+template <>
+inline const ProjectKernels<bfloat16>& project_kernels<bfloat16>() {
+  return kernels().products->bf16;
 }
 
 }  // namespace esper::cpu

@@ -1,7 +1,8 @@
-// The operands of graft_project in the layout and type that its kernels want.
+// The operands of graft_project as its kernels want them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
 
 #include <vector>
 
@@ -30,81 +31,109 @@ inline void assign(bfloat16& to, float value) {
   to.bits = c10::BFloat16(value).x;
 }
 
-// A tensor of [groups, major, minor], or of [major, minor] where there is one group.
+// A tensor of [groups, width, rank], or of [width, rank] where there is one group.
 template <typename T>
-struct View {
+struct UpView {
   T* data;
   std::int64_t group;
-  std::int64_t major;
-  std::int64_t minor;
+  std::int64_t column;
+  std::int64_t unit;
 
-  View(T* data, const Tensor& t)
+  UpView(T* data, const Tensor& t)
       : data(data),
         group(t.dim() == 3 ? t.stride(0) : 0),
-        major(t.stride(t.dim() - 2)),
-        minor(t.stride(t.dim() - 1)) {}
+        column(t.stride(t.dim() - 2)),
+        unit(t.stride(t.dim() - 1)) {}
 
-  T& at(std::int64_t g, std::int64_t i, std::int64_t j) const {
-    return data[g * group + i * major + j * minor];
+  // Calls work(element, column, unit) for all of one group, in the order of memory.
+  template <typename Work>
+  void for_each(std::int64_t g, std::int64_t width, std::int64_t rank, const Work& work) const {
+    T* start = data + g * group;
+    if (column == 1) {
+      for (std::int64_t r = 0; r < rank; ++r) {
+        for (std::int64_t i = 0; i < width; ++i) {
+          work(start[r * unit + i], i, r);
+        }
+      }
+    } else {
+      for (std::int64_t i = 0; i < width; ++i) {
+        for (std::int64_t r = 0; r < rank; ++r) {
+          work(start[i * column + r * unit], i, r);
+        }
+      }
+    }
   }
 };
 
-// A bias is one more row of up, and hidden units that are always 1.
+// up and bias of one group in the compute type, [rank, padded] and [padded], with zeros beyond
+// the width.
 template <typename T>
-struct Packed {
-  using C = Compute<T>;
+struct PackedUp {
+  std::vector<Compute<T>> up;
+  std::vector<Compute<T>> bias;
+};
 
+template <typename T>
+struct Operands {
   ProjectShape shape;
-  Tensor hidden_units;
-  Tensor up_weights;
-  std::optional<Tensor> bias;
-  std::int64_t rank;
-  std::int64_t padded;  // Columns of a row of up, whole vectors of them.
+  const T* hidden;
+  UpView<const T> up;
+  const T* bias;
+  Compute<T> alpha;
 
-  Packed(const ProjectShape& shape,
-         const Tensor& hidden,
-         const Tensor& up,
-         const std::optional<Tensor>& given_bias)
+  // hidden and bias are contiguous.
+  Operands(const ProjectShape& shape,
+           const Tensor& hidden,
+           const Tensor& up,
+           const std::optional<Tensor>& bias,
+           double alpha)
       : shape(shape),
-        hidden_units(torch::stable::contiguous(hidden)),
-        up_weights(up),
-        rank(shape.rank + (given_bias.has_value() ? 1 : 0)) {
-    constexpr auto lanes = static_cast<std::int64_t>(64 / sizeof(C));
-    padded = (shape.width + lanes - 1) / lanes * lanes;
-    if (given_bias.has_value()) {
-      bias = torch::stable::contiguous(*given_bias);
-    }
+        hidden(static_cast<const T*>(hidden.const_data_ptr())),
+        up(static_cast<const T*>(up.const_data_ptr()), up),
+        bias(bias.has_value() ? static_cast<const T*>(bias->const_data_ptr()) : nullptr),
+        alpha(static_cast<Compute<T>>(alpha)) {}
+
+  std::int64_t padded() const {
+    constexpr auto lanes = static_cast<std::int64_t>(64 / sizeof(Compute<T>));
+    return (shape.width + lanes - 1) / lanes * lanes;
   }
 
-  // [rank, padded], with zeros beyond the width.
-  std::vector<C> up(std::int64_t group) const {
-    std::vector<C> out(static_cast<std::size_t>(rank * padded));
-    const View<const T> view(static_cast<const T*>(up_weights.const_data_ptr()), up_weights);
-    for (std::int64_t i = 0; i < shape.width; ++i) {
-      for (std::int64_t r = 0; r < shape.rank; ++r) {
-        out[static_cast<std::size_t>(r * padded + i)] = as_compute(view.at(group, i, r));
-      }
-    }
-    if (bias.has_value()) {
-      const T* b = static_cast<const T*>(bias->const_data_ptr()) + group * shape.width;
+  PackedUp<T> packed(std::int64_t group) const {
+    PackedUp<T> out;
+    const std::int64_t row = padded();
+    out.up.resize(static_cast<std::size_t>(shape.rank * row));
+    Compute<T>* to = out.up.data();
+    up.for_each(group, shape.width, shape.rank,
+                [=](const T& weight, std::int64_t i, std::int64_t r) {
+                  to[r * row + i] = as_compute(weight);
+                });
+    if (bias != nullptr) {
+      out.bias.resize(static_cast<std::size_t>(row));
       for (std::int64_t i = 0; i < shape.width; ++i) {
-        out[static_cast<std::size_t>(shape.rank * padded + i)] = as_compute(b[i]);
+        out.bias[static_cast<std::size_t>(i)] = as_compute(bias[group * shape.width + i]);
       }
     }
     return out;
   }
 
-  // [rows, rank], of `rows` rows from `first` on.
-  std::vector<C> hidden(std::int64_t group, std::int64_t first, std::int64_t rows) const {
-    std::vector<C> out(static_cast<std::size_t>(rows * rank), C(1));
-    const T* p = static_cast<const T*>(hidden_units.const_data_ptr());
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const T* from = p + ((first + row) * shape.groups + group) * shape.rank;
-      for (std::int64_t r = 0; r < shape.rank; ++r) {
-        out[static_cast<std::size_t>(row * rank + r)] = as_compute(from[r]);
-      }
-    }
-    return out;
+  // Where in hidden a row of a group begins.
+  std::int64_t hidden_at(std::int64_t group, std::int64_t row) const {
+    return (row * shape.groups + group) * shape.rank;
+  }
+
+  Projection<T> rows(const PackedUp<T>& packed,
+                     std::int64_t group,
+                     std::int64_t first,
+                     std::int64_t count) const {
+    return {hidden + hidden_at(group, first),
+            packed.up.data(),
+            bias == nullptr ? nullptr : packed.bias.data(),
+            shape.rank,
+            shape.groups * shape.rank,
+            padded(),
+            shape.width,
+            count,
+            alpha};
   }
 };
 

@@ -45,8 +45,7 @@ Partial reduce(const T* x, std::int64_t n) {
   return total;
 }
 
-void record_stats(const Tensor& x, Tensor table, std::int64_t row) {
-  check_record_stats(x, table, row);
+void record(const Tensor& x, double* row) {
   const Tensor dense = torch::stable::contiguous(x);
   const std::int64_t n = dense.numel();
   Partial total{};
@@ -60,8 +59,15 @@ void record_stats(const Tensor& x, Tensor table, std::int64_t row) {
     default:
       total = reduce(static_cast<const double*>(dense.const_data_ptr()), n);
   }
+  write_stats(total, n, row, 1);
+}
+
+void record_stats(std::vector<Tensor> xs, Tensor table, std::vector<std::int64_t> rows) {
+  check_record_stats(xs, table, rows);
   auto* out = static_cast<double*>(table.mutable_data_ptr());
-  write_stats(total, n, out + row * kStatsRows, 1);
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    record(xs[i], out + rows[i] * kStatsRows);
+  }
 }
 
 }  // namespace

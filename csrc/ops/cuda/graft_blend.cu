@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "ops/common/layout.h"
+#include "ops/cuda/alpha.h"
 #include "ops/cuda/element.h"
 #include "ops/cuda/stream.h"
 #include "ops/graft_blend.h"
@@ -15,58 +16,9 @@
 namespace esper::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr std::int64_t kElementsPerBlock = kThreads * 8;
 constexpr std::int64_t kMaxBlocks = 4096;
 constexpr std::int64_t kMaxSums = 1024;
-
-struct Alpha {
-  void* data;
-  ScalarType dtype;
-};
-
-__device__ double read(Alpha alpha) {
-  switch (alpha.dtype) {
-    case ScalarType::Float:
-      return load(static_cast<const float*>(alpha.data));
-    case ScalarType::BFloat16:
-      return load(static_cast<const __nv_bfloat16*>(alpha.data));
-    case ScalarType::Half:
-      return load(static_cast<const __half*>(alpha.data));
-    default:
-      return load(static_cast<const double*>(alpha.data));
-  }
-}
-
-__device__ void write(Alpha alpha, double value) {
-  switch (alpha.dtype) {
-    case ScalarType::Float:
-      store(static_cast<float*>(alpha.data), static_cast<float>(value));
-      break;
-    case ScalarType::BFloat16:
-      store(static_cast<__nv_bfloat16*>(alpha.data), static_cast<float>(value));
-      break;
-    case ScalarType::Half:
-      store(static_cast<__half*>(alpha.data), static_cast<float>(value));
-      break;
-    default:
-      store(static_cast<double*>(alpha.data), value);
-  }
-}
-
-// The sum over a block of kThreads threads, valid in thread 0; pairwise, in a fixed order.
-__device__ double block_sum(double value) {
-  __shared__ double sums[kThreads];
-  sums[threadIdx.x] = value;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) {
-      sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
-    __syncthreads();
-  }
-  return sums[0];
-}
 
 template <typename T>
 __global__ void blend_kernel(const T* h, const T* delta, Alpha alpha, T* out, std::int64_t n) {
@@ -113,10 +65,6 @@ __global__ void total_kernel(const double* sums, std::int64_t n, Alpha grad_alph
 
 std::int64_t blocks_for(std::int64_t n, std::int64_t most) {
   return std::clamp<std::int64_t>((n + kElementsPerBlock - 1) / kElementsPerBlock, 1, most);
-}
-
-Alpha as_alpha(const Tensor& alpha) {
-  return {alpha.data_ptr(), alpha.scalar_type()};
 }
 
 template <typename T>

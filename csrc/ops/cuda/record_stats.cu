@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "ops/common/merge.h"
 #include "ops/cuda/element.h"
@@ -93,20 +94,26 @@ void stats(const Tensor& x, double* out, cudaStream_t stream) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void record_stats(const Tensor& x, Tensor table, std::int64_t row) {
-  check_record_stats(x, table, row);
-  const OnDeviceOf device(x);
+void record(const Tensor& x, double* row, cudaStream_t stream) {
   const Tensor dense = torch::stable::contiguous(x);
-  auto* out = static_cast<double*>(table.data_ptr()) + row * kStatsRows;
   switch (x.scalar_type()) {
     case ScalarType::Float:
-      stats<float>(dense, out, device.stream());
+      stats<float>(dense, row, stream);
       break;
     case ScalarType::BFloat16:
-      stats<__nv_bfloat16>(dense, out, device.stream());
+      stats<__nv_bfloat16>(dense, row, stream);
       break;
     default:
-      stats<double>(dense, out, device.stream());
+      stats<double>(dense, row, stream);
+  }
+}
+
+void record_stats(std::vector<Tensor> xs, Tensor table, std::vector<std::int64_t> rows) {
+  check_record_stats(xs, table, rows);
+  const OnDeviceOf device(table);
+  auto* out = static_cast<double*>(table.data_ptr());
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    record(xs[i], out + rows[i] * kStatsRows, device.stream());
   }
 }
 

@@ -1,14 +1,9 @@
 // One table of kernels; compiled once per instruction set with ESPER_ISA naming it.
 #include "ops/cpu/isa/blend.h"
 #include "ops/cpu/isa/flat.h"
-#include "ops/cpu/isa/project.h"
+#include "ops/cpu/isa/names.h"
 #include "ops/cpu/isa/stats.h"
 #include "ops/cpu/kernels.h"
-
-#define ESPER_JOIN_(a, b) a##b
-#define ESPER_JOIN(a, b) ESPER_JOIN_(a, b)
-#define ESPER_TEXT_(a) #a
-#define ESPER_TEXT(a) ESPER_TEXT_(a)
 
 namespace esper::cpu {
 namespace {
@@ -17,16 +12,15 @@ template <typename T>
 constexpr Kernels<T> kernels_of = {
     {blend<T>, blend_backward<T>},
     {stats_rows<T>, stats_runs<T>, stats_flat<T>},
-    {project<T>, project_backward<T>},
 };
 
 }  // namespace
 
+extern const ProductTable ESPER_JOIN(kProducts_, ESPER_ISA);
 extern const KernelTable ESPER_JOIN(kTable_, ESPER_ISA);
 const KernelTable ESPER_JOIN(kTable_, ESPER_ISA) = {
-    ESPER_TEXT(ESPER_ISA),
-    kernels_of<float>,
-    kernels_of<double>,
+    ESPER_TEXT(ESPER_ISA), &ESPER_JOIN(kProducts_, ESPER_ISA),
+    kernels_of<float>,     kernels_of<double>,
     kernels_of<bfloat16>,
 };
 

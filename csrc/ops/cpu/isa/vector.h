@@ -81,17 +81,44 @@ ESPER_INLINE void store_part(T* p, Vector<C> value, std::int64_t count) {
   }
 }
 
-// Pairwise, in a fixed order.
+// Eight lanes, and the same in double.
 template <typename C>
-ESPER_INLINE C sum_of(Vector<C> value) {
-  C lanes[kLanes<C>];
-  store_vector(lanes, value);
-  for (std::int64_t half = kLanes<C> / 2; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) {
-      lanes[i] += lanes[i + half];
-    }
+struct EightOf {
+  using Type __attribute__((vector_size(8 * sizeof(C)))) = C;
+};
+template <typename C>
+using Eight = typename EightOf<C>::Type;
+
+ESPER_INLINE Eight<float> halved(Floats v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+         __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+ESPER_INLINE Eight<double> halved(Doubles v) {
+  return v;
+}
+
+// The sums of eight vectors, each pairwise in the same order.
+template <typename C>
+ESPER_INLINE Eight<C> sums_of(const Vector<C>* v) {
+  Eight<C> pairs[4];
+#pragma GCC unroll 4
+  for (std::int64_t i = 0; i < 4; ++i) {
+    const Eight<C> a = halved(v[2 * i]);
+    const Eight<C> b = halved(v[2 * i + 1]);
+    pairs[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+               __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
-  return lanes[0];
+  Eight<C> quads[2];
+#pragma GCC unroll 2
+  for (std::int64_t i = 0; i < 2; ++i) {
+    const Eight<C> a = pairs[2 * i];
+    const Eight<C> b = pairs[2 * i + 1];
+    quads[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+               __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  return __builtin_shufflevector(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 }  // namespace
