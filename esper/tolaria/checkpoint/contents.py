@@ -145,11 +145,19 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[s
                 "settings": {name: value for name, value in group.items() if name != "params"},
                 "members": [names[p] if p in names else places[p] for p in group["params"]],
                 "strange": [p.detach() for p in strange],
-                "state": [dict(optimizer.state.get(p, {})) for p in group["params"]],
             }
         )
-    shared = {k: v for k, v in optimizer.state.items() if not isinstance(k, Tensor)}
-    return {"groups": groups, "shared": shared}
+    place = {
+        p: (g, n)
+        for g, group in enumerate(optimizer.param_groups)
+        for n, p in enumerate(group["params"])
+    }
+    kept = optimizer.state.items()
+    return {
+        "groups": groups,
+        "state": [(*place[key], dict(entries)) for key, entries in kept if key in place],
+        "shared": {key: value for key, value in kept if not isinstance(key, Tensor)},
+    }
 
 
 def put_back_optimizer(
@@ -168,7 +176,6 @@ def put_back_optimizer(
         )
     parameters = dict(model.named_parameters())
     ours = set(parameters.values())
-    optimizer.state.clear()
     for group, kept in zip(optimizer.param_groups, groups, strict=True):
         strange = [p for p in group["params"] if p not in ours]
         _fill(strange, kept["strange"])
@@ -177,9 +184,9 @@ def put_back_optimizer(
             for member in kept["members"]
         ]
         _put_settings(group, kept["settings"])
-        for parameter, state in zip(group["params"], kept["state"], strict=True):
-            if state:
-                optimizer.state[parameter] = state
+    optimizer.state.clear()
+    for number, place, entries in taken["state"]:
+        optimizer.state[optimizer.param_groups[number]["params"][place]] = entries
     optimizer.state.update(taken["shared"])
 
 
