@@ -107,7 +107,7 @@ def run(config_file: Path, directory: Path, seed: int) -> Row:
 
 
 def _row(seed: int, outcome: Outcome, run_dir: Path, seconds: dict[str, float]) -> Row:
-    shadow, blended, fossils = stage_steps(run_dir)
+    shadow, blended = stage_steps(run_dir)
     return Row(
         seed=seed,
         data=outcome.data,
@@ -123,18 +123,17 @@ def _row(seed: int, outcome: Outcome, run_dir: Path, seconds: dict[str, float]) 
         shadow_passes=sum(shadow.values()),
         fork_steps=sum(blended.values()),
         grafts=len(blended),
-        fossils=fossils,
+        fossils=outcome.fossils,
         seconds=seconds,
     )
 
 
-def stage_steps(run_dir: Path) -> tuple[dict[int, int], dict[int, int], int]:
-    """Steps that each seed of a run was in TRAINING, and blended; the number of fossils."""
+def stage_steps(run_dir: Path) -> tuple[dict[int, int], dict[int, int]]:
+    """Steps that each seed of a run was in TRAINING, and blended."""
     decided: dict[int, TransitionDecided] = {}
     entered: dict[int, tuple[Stage, int]] = {}
     shadow: dict[int, int] = {}
     blended: dict[int, int] = {}
-    fossils = 0
     for record in LogReader(run_dir).records():
         event = record.event
         if isinstance(event, TransitionDecided):
@@ -148,8 +147,7 @@ def stage_steps(run_dir: Path) -> tuple[dict[int, int], dict[int, int], int]:
         elif stage in BLENDED:
             blended[seed] = blended.get(seed, 0) + event.step - since
         entered[seed] = (target, event.step)
-        fossils += target is Stage.FOSSILIZED
-    return shadow, blended, fossils
+    return shadow, blended
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -68,7 +68,7 @@ def bits(nats: float) -> float:
 def _verdict(outcome: Grown) -> list[str]:
     if not isinstance(outcome, Outcome):
         return []
-    if outcome.parameters == outcome.control_parameters:
+    if outcome.fossils == 0:
         return ["Nothing that was tried earned its place: the model kept its shape."]
     if outcome.data == "characters":
         gain = f"{bits(outcome.test_loss - outcome.control_loss):+.3f}"

@@ -32,7 +32,8 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class Grown(msgspec.Struct, frozen=True, kw_only=True):
     """A run's end. Accuracies in percent of the test part, losses its mean cross-entropy in nats;
-    ``data`` names the data set; ``head`` and ``final_weights`` in hex.
+    ``data`` names the data set; ``head`` and ``final_weights`` in hex; ``fossils`` counts what has
+    grown, folded or not.
 
     ``resumed_at`` is the step after which a resumed run went on, ``behind`` counts the segments
     that the server still lacks. ``log_failure`` tells why the log holds no more than it does; it
@@ -51,6 +52,7 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     test_accuracy: float
     test_loss: float
     parameters: int
+    fossils: int
     behind: int = 0
     log_failure: str = ""
 

@@ -163,6 +163,7 @@ def _grow(
         test_accuracy=score.accuracy,
         test_loss=score.loss,
         parameters=_size(model),
+        fossils=len(growth.fossils),
         behind=summary.behind,
         log_failure="" if growth.log.failure is None else str(growth.log.failure),
     )

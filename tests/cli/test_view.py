@@ -219,6 +219,7 @@ def outcome(**changes: object) -> Outcome:
         "control_accuracy": 91.25,
         "static_accuracy": 96.25,
         "parameters": 2942,
+        "fossils": 1,
         "control_parameters": 682,
         "static_parameters": 2942,
         "behind": 0,
@@ -253,7 +254,7 @@ def test_the_summary_of_a_text_counts_in_bits() -> None:
 
 
 def test_the_summary_of_a_run_that_did_not_grow_says_so() -> None:
-    text = summary(outcome(parameters=682, behind=2))
+    text = summary(outcome(parameters=682, fossils=0, behind=2))
     assert "the model kept its shape" in text
     assert "next: esper repair 'runs/my run'   (the server lacks 2 segments)" in text
 
