@@ -52,7 +52,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     patience: Count = 4
     plateau: Fraction = 0.02
     max_growths: Steps = 2
-    trials: Count = 6
+    trials: Count = 8
     trial_steps: Count = 200
     rungs: Steps = 2
     shadow_every: Count = 1
