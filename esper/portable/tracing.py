@@ -30,6 +30,9 @@ _HOOKS = (
     "_backward_hooks",
 )
 
+_KEPT_BY_COPIES = "_user_preserved_attributes"
+"""Where ``copy.deepcopy`` of a graph module looks for attributes besides those of the graph."""
+
 _PLAIN = (bool, int, float, str, tuple, torch.dtype, torch.device, type(None))
 
 
@@ -277,7 +280,7 @@ def _make_fleeting(module: nn.Module, kept: set[int]) -> None:
                 part._non_persistent_buffers_set.add(name)
 
 
-def _carry_over(region: nn.Module, host: nn.Module, new: nn.Module) -> None:
+def _carry_over(region: nn.Module, host: nn.Module, new: fx.GraphModule) -> None:
     """Give ``new`` the mode and hooks of ``region`` and the plain public attributes of ``host``."""
     for part in new.modules():
         if type(part) is nn.Module or part is new:
@@ -285,10 +288,12 @@ def _carry_over(region: nn.Module, host: nn.Module, new: nn.Module) -> None:
     for name in _HOOKS:
         hooks = getattr(region, name)
         getattr(new, name).update({k: hook for k, hook in hooks.items() if hook is not _seen})
-    for name, value in vars(host).items():
-        public = not name.startswith("_") and name not in vars(new)
-        if public and isinstance(value, _PLAIN):
-            setattr(new, name, value)
+    kept: dict[str, Any] = {
+        name: value
+        for name, value in vars(host).items()
+        if not name.startswith("_") and name not in vars(new) and isinstance(value, _PLAIN)
+    }
     if isinstance(host, nn.MultiheadAttention):
-        # Stock encoder layers ask for it, and without one keep to their slow path.
-        new.register_parameter("in_proj_bias", None)
+        kept["in_proj_bias"] = None  # Stock layers ask for it; without, they take the slow path.
+    vars(new).update(kept)
+    new.meta[_KEPT_BY_COPIES] = kept

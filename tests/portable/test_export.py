@@ -6,8 +6,6 @@ import copy
 import io
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,55 +16,13 @@ import esper
 from esper.kasmina.graft import GraftPoint
 from esper.portable.errors import ExportError
 from esper_events.stages import Stage
+from support.alone import run_alone
 from support.grown import equal, fitting, grow, outputs, slots_of
 from support.growth_runs import FAST, Loop, OneSeed
 from support.growth_runs import grow as run_growth
 from support.hosts import HOSTS, bits, differing, mlp
 
 pytestmark = pytest.mark.usefixtures("quiet")
-
-ALONE = """
-import sys, torch
-
-class NoEsper:
-    # Esper may be installed where the tests run.
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("esper", "esper_events"):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, NoEsper())
-model = torch.load(sys.argv[1], weights_only=False)
-x, wanted = torch.load(sys.argv[2], weights_only=True)
-with torch.no_grad():
-    assert torch.equal(model(x), wanted)
-program = torch.export.export(
-    model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-).module()
-with torch.no_grad():
-    torch.testing.assert_close(program(x), wanted)
-    torch.testing.assert_close(program(x[:3]), wanted[:3])
-try:
-    import esper
-except ModuleNotFoundError:
-    assert not [name for name in sys.modules if name.startswith("esper")]
-    print("no esper, same outputs")
-"""
-
-
-def run_alone(model: nn.Module, x: Tensor, where: Path) -> None:
-    """Run the pickled ``model`` in a process that cannot import Esper."""
-    torch.save(model, where / "model.pt")
-    with torch.no_grad():
-        torch.save((x, model(x)), where / "run.pt")
-    assert b"esper" not in (where / "model.pt").read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE, where / "model.pt", where / "run.pt"],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "no esper, same outputs\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", HOSTS)
