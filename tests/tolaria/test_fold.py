@@ -8,9 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from rich.console import Console
 
 import esper
 from esper.cli.story import Story
+from esper.cli.view import seed_table
 from esper.kasmina.digest import model_digest
 from esper.kasmina.graft import GraftPoint
 from esper.kasmina.lattice import install_fossil
@@ -97,6 +99,15 @@ def test_folding_can_be_turned_off_and_is_not_tried_where_nothing_composes() -> 
         assert growth.engine.watch.budget == settings.max_added_parameters - row.parameters
 
 
+def test_a_folded_seed_shows_as_such_and_costs_nothing_in_the_table() -> None:
+    for settings, shown in ((FAST, ("folded", "0")), (with_(fold=False), ("fossilized", "4"))):
+        growth, _ = grow(settings, folding(), STEPS)
+        out = io.StringIO()
+        Console(file=out, width=120, color_system=None).print(seed_table(growth.seed_rows()))
+        (line,) = (line for line in out.getvalue().splitlines() if "layer1" in line)
+        assert (line.split()[3], line.split()[5]) == shown
+
+
 def test_a_refusal_leaves_the_fossil_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop()
     loop.model.layer1.register_forward_hook(lambda *_: None)  # type: ignore[union-attr, operator]
@@ -137,6 +148,7 @@ def test_a_fold_is_told_behind_the_transition_that_made_the_fossil() -> None:
     story = Story()
     lines = [line for record in records if (line := story.tell(record))]
     assert any("seed 0 (low_rank in layer1) folded into layer1" in line for line in lines)
+    assert any("evaluating -> fossilized, 4 parameters more" in line for line in lines)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "one after the other"])
