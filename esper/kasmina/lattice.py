@@ -133,16 +133,18 @@ class Lattice:
         self.forget(seed)
         return folding
 
-    def restore(self, seed: Seed, *, fossil: bool, in_path: bool) -> None:
-        """Enter a seed that has ended before this lattice was made: as a fossil, or dormant again.
+    def restore(self, seed: Seed, stage: Stage, *, in_path: bool) -> None:
+        """Enter a seed that came to ``stage`` before this lattice was made: FOSSILIZED, or any from
+        CULLED on.
 
         One that stands ``in_path`` is built into the host; its tensors, and its place in the
         optimizer, are the caller's to fill.
         """
         self.germinate(seed)
-        for stage in _TO_FOSSIL if fossil else _TO_DORMANT:
-            self.advance(seed, stage)
-            if stage is Stage.GRAFTING:
+        way = _TO_FOSSIL if stage is Stage.FOSSILIZED else _TO_DORMANT
+        for each in way[: way.index(stage) + 1]:
+            self.advance(seed, each)
+            if each is Stage.GRAFTING:
                 self._table.start_blend(seed.id, AlphaSchedule(1))
                 self._table.tick()
         if in_path:

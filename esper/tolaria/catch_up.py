@@ -134,6 +134,11 @@ class CatchUpLog:
                 return
             self._left.popleft()
 
+    def told(self, decision: int) -> Ticket:
+        """The promise about a decision that the log of before holds."""
+        step, answered = self._settled(decision) or (0, True)
+        return LoggedTicket(self, step, answered=answered)
+
     def _note(self, event: CheckpointWritten) -> Ticket | LogTicket:
         """Append it, wherever training is, unless the log tells of this very file."""
         if (event.step, event.file) in self._checkpoints:
@@ -164,17 +169,25 @@ class CatchUpLog:
 
     def _outcome(self, event: Event) -> tuple[int, bool]:
         """At which step ``event`` was settled in the run before, and whether by an answer."""
-        for record in list(self._left)[1:]:
-            match event, record.event:
-                case TransitionDecided(decision=one), TransitionApplied(decision=two, step=step):
-                    if one == two:
-                        return step, True
-                case TransitionDecided(decision=one), TransitionLapsed(decision=two, step=step):
-                    if one == two:
-                        return step, record.event.reason != UNANSWERED
-                case BreakerChanged(), BreakerChanged(state=state, step=step):
-                    return step, state == "closed"
-        return self.step, True
+        settled = None
+        if isinstance(event, TransitionDecided):
+            settled = self._settled(event.decision)
+        elif isinstance(event, BreakerChanged):
+            later = (r.event for r in list(self._left)[1:] if isinstance(r.event, BreakerChanged))
+            settled = next(((e.step, e.state == "closed") for e in later), None)
+        return settled or (self.step, True)
+
+    def _settled(self, decision: int) -> tuple[int, bool] | None:
+        """At which step the decision was applied or lapsed, and whether by an answer."""
+        for record in self._left:
+            match record.event:
+                case TransitionApplied(decision=number, step=step) if number == decision:
+                    return step, True
+                case TransitionLapsed(decision=number, step=step, reason=reason) if (
+                    number == decision
+                ):
+                    return step, reason != UNANSWERED
+        return None
 
 
 def _timeless(event: Event) -> bytes:

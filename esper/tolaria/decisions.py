@@ -24,6 +24,7 @@ from esper_events.stages import Stage
 __all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
 
 
+_COOLING = frozenset({Stage.EMBARGOED, Stage.DORMANT})
 UNANSWERED = "the log did not acknowledge it in time"
 """Why a decision lapses on which the log kept silent."""
 
@@ -85,15 +86,29 @@ class Decisions:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is under way, and nothing held back either."""
-        return not self._open and self._breaker.state == "closed"
+        """Whether nothing is held back, and nothing under way but the cool-down of seeds."""
+        targets = {entry.change.target for entry in self._open.values()}
+        return targets <= _COOLING and self._breaker.state == "closed"
 
     def snapshot(self) -> dict[str, Any]:
         """What there is to remember while it is quiet."""
-        return {"count": self._count, "lapsed": self.lapsed, "breaker": self._breaker.snapshot()}
+        return {
+            "open": [(e.number, e.at_step, e.change.seed) for e in self._open.values()],
+            "count": self._count,
+            "lapsed": self.lapsed,
+            "breaker": self._breaker.snapshot(),
+        }
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`snapshot`."""
+    def restore(
+        self,
+        kept: Mapping[str, Any],
+        cooldown: Callable[[int], Change],
+        told: Callable[[int], Ticket],
+    ) -> None:
+        """Go on from a :meth:`snapshot`; ``cooldown`` gives the change of a seed that cools down,
+        ``told`` the log's promise about a decision that it holds already."""
+        for number, at_step, seed in kept["open"]:
+            self._open[number] = _Open(number, at_step, cooldown(seed), told(number))
         self._count, self.lapsed = kept["count"], kept["lapsed"]
         self._breaker.restore(kept["breaker"])
 

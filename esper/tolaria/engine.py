@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from esper.kasmina.digest import tensor_digests
 from esper.projections.lattice import LatticeState
 from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
 from esper.tolaria.context import Context
-from esper.tolaria.decisions import Decisions
+from esper.tolaria.decisions import Decisions, Ticket
 from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.observer import SeedRow
@@ -60,8 +60,8 @@ class Engine:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is on trial, decided, cooling down or held back: what there is to
-        remember is small then."""
+        """Whether nothing is on trial or held back, and nothing decided but that seeds cool down:
+        what there is to remember is small then."""
         return self.transitions.quiet and self.decisions.quiet
 
     def snapshot(self) -> dict[str, Any]:
@@ -75,10 +75,13 @@ class Engine:
             "recorded_at": self._recorded_at,
         }
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`snapshot`; the tensors of fossils are the caller's to fill."""
+    def restore(self, kept: Mapping[str, Any], told: Callable[[int], Ticket]) -> None:
+        """Go on from a :meth:`snapshot`; the tensors of fossils are the caller's to fill.
+
+        ``told`` gives the log's promise about a decision that it holds already.
+        """
         self.transitions.restore(kept["seeds"])
-        self.decisions.restore(kept["decisions"])
+        self.decisions.restore(kept["decisions"], self.transitions.cooldown, told)
         self._gatekeeper.restore(kept["gates"])
         self.watch.held_out[:] = kept["held_out"]
         self._seeds_made = kept["seeds_made"]

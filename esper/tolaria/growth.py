@@ -28,7 +28,7 @@ from esper.log.memory import MemoryStore
 from esper.projections.lattice import LatticeState, ProjectionError, first_difference, fold_all
 from esper.tamiyo.interface import Controller
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
-from esper.tolaria.checkpoint.keeper import Checkpoints
+from esper.tolaria.checkpoint.keeper import Checkpoints, Kept
 from esper.tolaria.claims import Claim, refuse_second
 from esper.tolaria.context import Context
 from esper.tolaria.engine import Engine
@@ -215,12 +215,17 @@ class Growth:
             parts = kept.with_parts(parts)
         if parts is not None:
             self._begin(parts, lattice or self._find_slots(parts))
-        if kept is not None and self._checkpoints is not None and self.engine is not None:
-            self._checkpoints.put_back(kept, self.engine)
-            self.resumed_at = self._step = kept.step
-            if isinstance(self.log, CatchUpLog):
-                self.log.skip_to(kept.step)
+        if kept is not None:
+            self._go_on(kept)
         self._resuming = False
+
+    def _go_on(self, kept: Kept) -> None:
+        """Be where the run was when it took the checkpoint."""
+        if self._checkpoints and self.engine and isinstance(self.log, CatchUpLog):
+            self.engine.restore(kept.seeds, self.log.told)
+            self._checkpoints.put_back(kept)
+            self.log.skip_to(kept.step)
+            self.resumed_at = self._step = kept.step
 
     @property
     def engine(self) -> Engine | None:

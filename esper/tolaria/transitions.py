@@ -89,8 +89,8 @@ class Transitions:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is on trial or cooling down."""
-        return not (self.trials or self._cooling) and self.fork is None
+        """Whether nothing is on trial or grafted; culled seeds may cool down."""
+        return not self.trials and self.fork is None
 
     def snapshot(self) -> dict[str, Any]:
         """What there is to remember while it is quiet: every seed that there was."""
@@ -98,14 +98,21 @@ class Transitions:
         lattice = self._lattice
         return {
             "seeds": [
-                (number, seed.slot.id, seed.blueprint, self.weights[number], number in kept)
+                {
+                    "number": number,
+                    "slot": seed.slot.id,
+                    "blueprint": seed.blueprint,
+                    "stage": lattice.stage(number).value,
+                    "in_path": number in lattice.grafts,
+                    "weights": self.weights[number],
+                }
                 for number, seed in lattice.seeds.items()
             ],
+            "cooling": list(self._cooling),
             "folded": dict(self.folded),
             "fossils": [
                 {
                     "seed": number,
-                    "in_path": number in lattice.grafts,
                     "since": trial.since,
                     "gains": list(trial.gains),
                     "refusals": trial.refusals,
@@ -118,21 +125,39 @@ class Transitions:
         """Go on from a :meth:`snapshot`; the tensors of fossils are the caller's to fill."""
         lattice, run_seed = self._lattice, self._context.run_seed
         blueprints = {blueprint.id: blueprint for blueprint in self._context.library}
-        fossils = {entry["seed"]: entry for entry in kept["fossils"]}
-        for number, slot, blueprint, weights, fossil in kept["seeds"]:
-            seed = new_seed(number, lattice.map.slots[slot], blueprints[blueprint], run_seed)
-            entry = fossils.get(number, {})
-            in_path = entry.get("in_path", False)
-            lattice.restore(seed, fossil=fossil, in_path=in_path)
-            self.weights[number] = weights
-            if not in_path:
+        for known in kept["seeds"]:
+            slot, blueprint = lattice.map.slots[known["slot"]], blueprints[known["blueprint"]]
+            seed = new_seed(known["number"], slot, blueprint, run_seed)
+            lattice.restore(seed, Stage(known["stage"]), in_path=known["in_path"])
+            if not known["in_path"]:
                 lattice.forget(seed)
+            self.weights[seed.id] = known["weights"]
         self.folded.update(kept["folded"])
-        for number, entry in fossils.items():
+        for number in kept["cooling"]:
             seed = lattice.seeds[number]
+            self._cooling[number] = Trial(seed, blueprints[seed.blueprint], since=0)
+        for entry in kept["fossils"]:
+            seed = lattice.seeds[entry["seed"]]
             trial = Trial(seed, blueprints[seed.blueprint], entry["since"], entry["gains"])
             trial.refusals = entry["refusals"]
             self.fossils.append(trial)
+
+    def cooldown(self, seed: int) -> Change:
+        """The next step of the way back of the culled ``seed``: embargo first, then dormant."""
+        trial = self._cooling[seed]
+        embargoed = live_stage(self._lattice, trial) is Stage.EMBARGOED
+        target = Stage.DORMANT if embargoed else Stage.EMBARGOED
+
+        def apply(at: int) -> Effect:
+            self._lattice.advance(trial.seed, target)
+            if target is Stage.EMBARGOED:
+                self._cool_down(trial, at)
+            else:
+                del self._cooling[trial.seed.id]
+            return Effect(self.weights[trial.seed.id])
+
+        reason = "the slot has cooled down" if embargoed else "the slot cools down"
+        return self._change(trial, target, reason, apply)
 
     def mark(self) -> None:
         """Remember, for a fork, what the next live step starts from."""
@@ -265,21 +290,10 @@ class Transitions:
         self.fork = None
 
     def _cool_down(self, trial: Trial, step: int) -> None:
-        """Decide the next step of a culled seed's way back: embargo first, then dormant."""
-        embargoed = live_stage(self._lattice, trial) is Stage.EMBARGOED
-        target = Stage.DORMANT if embargoed else Stage.EMBARGOED
-
-        def apply(at: int) -> Effect:
-            self._lattice.advance(trial.seed, target)
-            if target is Stage.EMBARGOED:
-                self._cool_down(trial, at)
-            else:
-                del self._cooling[trial.seed.id]
-            return Effect(self.weights[trial.seed.id])
-
-        reason = "the slot has cooled down" if embargoed else "the slot cools down"
-        delay = self._settings.embargo if embargoed else None
-        self._decide(trial, step, target, reason, apply, delay=delay)
+        """Decide the next step of a culled seed's way back."""
+        change = self.cooldown(trial.seed.id)
+        delay = self._settings.embargo if change.target is Stage.DORMANT else None
+        self._decisions.decide(step, change, delay)
 
     def _entered(self, trial: Trial, step: int) -> Effect:
         trial.since = step
@@ -299,8 +313,21 @@ class Transitions:
         removal: Removal = "",
         delay: int | None = None,
     ) -> None:
+        change = self._change(trial, target, reason, apply, lapsed=lapsed, removal=removal)
+        self._decisions.decide(step, change, delay)
+
+    def _change(
+        self,
+        trial: Trial,
+        target: Stage,
+        reason: str,
+        apply: Callable[[int], Effect],
+        *,
+        lapsed: Callable[[], None] = _nothing,
+        removal: Removal = "",
+    ) -> Change:
         source = live_stage(self._lattice, trial)
-        change = Change(
+        return Change(
             seed=trial.seed.id,
             slot=trial.seed.slot.id,
             blueprint=trial.seed.blueprint,
@@ -312,4 +339,3 @@ class Transitions:
             lapsed=lapsed,
             removal=removal,
         )
-        self._decisions.decide(step, change, delay)

@@ -92,8 +92,8 @@ def read(path: Path, digest: str) -> Any:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints."""
-    for path in sorted(directory.glob(f"*{SUFFIX}"))[:-keep]:
+    """Remove all but the ``keep`` newest checkpoints, and what a killed process began to write."""
+    for path in (*sorted(directory.glob(f"*{SUFFIX}"))[:-keep], *directory.glob(f"*{_DRAFT}")):
         path.unlink(missing_ok=True)
 
 

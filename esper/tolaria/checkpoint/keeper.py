@@ -44,6 +44,12 @@ class Kept:
     step: int
     state: Mapping[str, Any]
 
+    @property
+    def seeds(self) -> Mapping[str, Any]:
+        """What the engine remembered."""
+        seeds: Mapping[str, Any] = self.state["seeds"]
+        return seeds
+
     def with_parts(self, given: HeldOut | None) -> HeldOut:
         """The held-out batches: those ``given``, or the training batches that the run had kept
         back for them.
@@ -114,13 +120,13 @@ class Checkpoints:
                     _logger.warning("the checkpoint %s is passed over: %s", path, error)
         return None
 
-    def put_back(self, kept: Kept, seeds: Lifecycle) -> None:
-        """Go on from a checkpoint.
+    def put_back(self, kept: Kept) -> None:
+        """Go on from a checkpoint whose seeds are in place again.
 
         Raises:
             CheckpointError: model, optimizer or objects are not made as they were then.
         """
-        self._training.put_back(kept.state, seeds)
+        self._training.put_back(kept.state)
         self._schedule_after(kept.step)
 
     def _schedule_after(self, step: int) -> None:

@@ -29,8 +29,6 @@ class Lifecycle(Protocol):
 
     def snapshot(self) -> dict[str, Any]: ...
 
-    def restore(self, kept: Mapping[str, Any]) -> None: ...
-
 
 class Training:
     """Host, optimizer, seeds, controller, generators, and objects of the user's by name."""
@@ -62,8 +60,8 @@ class Training:
             "random": take_random_state(),
         }
 
-    def put_back(self, taken: Mapping[str, Any], seeds: Lifecycle) -> None:
-        """Go on from what was taken in another process.
+    def put_back(self, taken: Mapping[str, Any]) -> None:
+        """Go on from what was taken in another process, where the seeds are in place again.
 
         Raises:
             CheckpointError: model, optimizer or objects are not made as they were then.
@@ -73,7 +71,6 @@ class Training:
                 ", ".join(sorted(o)) or "none" for o in (taken["objects"], self._objects)
             )
             raise CheckpointError(f"it holds the states of {kept}, and given are {given}")
-        seeds.restore(taken["seeds"])
         self._host.put_back(taken["host"])
         for name, held in self._objects.items():
             held.load_state_dict(taken["objects"][name])

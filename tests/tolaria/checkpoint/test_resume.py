@@ -100,9 +100,13 @@ def cut(whole: Path, place: Path, records: int) -> Path:
         (lambda: OneSeed("layer1", "low_rank"), {}),
         (lambda: OneSeed("layer1", "low_rank"), {"settings": with_(RECORDED, fold=False)}),
         (lambda: OneSeed(SLOT, "widen", cull_in=Stage.GRAFTING), {}),
+        (
+            lambda: OneSeed(SLOT, "widen", cull_in=Stage.TRAINING, again=True),
+            {"settings": with_(RECORDED, embargo=70)},
+        ),
         (Asleep, {}),
     ],
-    ids=["kept", "folded", "not folded", "culled", "asleep"],
+    ids=["kept", "folded", "not folded", "culled", "cooling down", "asleep"],
 )
 def test_a_run_killed_anywhere_ends_as_the_whole_one(
     tmp_path: Path, controller: Any, more: dict[str, Any]
