@@ -1,23 +1,13 @@
-from __future__ import annotations
+"""The life of a seed, from its germination to its end."""
 
-import math
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from esper.kasmina.digest import model_digest
-from esper.log.memory import MemoryStore
 from esper.projections.lattice import fold_all
-from esper.tamiyo.interface import Advance, Cull, Germinate, Observation, Plateau, Proposal
-from esper.tolaria.growth import Growth
-from esper.tolaria.trials import Trial
 from esper_events.events import (
-    BreakerChanged,
     GateMeasured,
     PlateauDetected,
     RunEnded,
@@ -26,7 +16,18 @@ from esper_events.events import (
     TransitionLapsed,
     TrialMeasured,
 )
-from esper_events.stages import BLENDED, Gate, Stage
+from esper_events.stages import Gate, Stage
+from support.engine_runs import (
+    DOWN,
+    RESTLESS,
+    SPAN,
+    UP,
+    culls,
+    hooks,
+    in_stage,
+    run_until,
+    widen,
+)
 from support.growth_runs import (
     FAST,
     Asleep,
@@ -40,49 +41,6 @@ from support.growth_runs import (
     stages,
     with_,
 )
-
-SPAN, OUTPUT = "layer1..head", "layer1"
-UP = ["germinated", "training", "grafting", "stabilizing", "evaluating", "fossilized"]
-DOWN = ["culled", "embargoed", "dormant"]
-RESTLESS: dict[str, Any] = {"dropout": 0.3, "batchnorm": True}
-
-
-def widen(cull_in: Stage | None = None, **more: object) -> OneSeed:
-    return OneSeed(SPAN, "widen", cull_in, **more)  # type: ignore[arg-type]
-
-
-def culls(growth: Growth) -> list[tuple[str, str]]:
-    """Reason and manner of every cull that was decided."""
-    decided = events(growth, TransitionDecided)
-    return [(d.reason, d.removal) for d in decided if d.target is Stage.CULLED]
-
-
-def trial(growth: Growth) -> Trial:
-    """The one trial under way."""
-    assert growth.engine is not None
-    (found,) = growth.engine.trials.values()
-    return found
-
-
-def stage_of(growth: Growth) -> Stage:
-    assert growth.engine is not None
-    return growth.engine.lattice.stage(trial(growth).seed.id)
-
-
-def in_stage(growth: Growth, stage: Stage) -> bool:
-    return growth.engine is not None and bool(growth.engine.watch.in_stages(frozenset({stage})))
-
-
-def run_until(loop: Loop, growth: Growth, condition: Callable[[], bool]) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        loop.run(1)
-    pytest.fail("it never came to that")
-
-
-def hooks(loop: Loop) -> int:
-    return len(loop.optimizer._optimizer_step_post_hooks)
 
 
 def test_a_useful_seed_goes_through_every_stage_and_stays() -> None:
@@ -190,115 +148,6 @@ def test_a_shadow_gate_that_never_opens_leaves_the_seed_to_the_controller() -> N
     assert same(bits(loop), plain(60))
 
 
-@pytest.mark.parametrize("bad", [1e9, math.nan, math.inf])
-def test_an_exploding_loss_brings_the_fork_back(bad: float) -> None:
-    loop = Loop()
-    growth = loop.grow(with_(lead=4), widen())
-    run_until(loop, growth, lambda: bool(growth.engine and growth.engine.transitions.fork))
-    loop.run(3)
-    loop.run(1, lambda _, loss: torch.tensor(bad))
-    loop.run(90 - loop.steps)
-    growth.close()
-    ((reason, removal), *_) = culls(growth)
-    assert reason == f"training loss exploded to {bad:g}"
-    assert removal == "fork"
-    assert "stabilizing" not in stages(growth.records())
-    assert same(bits(loop), plain(90))
-
-
-def test_an_explosion_overrules_a_fossilization_under_way() -> None:
-    loop = Loop()
-    growth = loop.grow(with_(lead=10), widen())
-    engine = growth.engine
-    assert engine is not None
-    run_until(loop, growth, lambda: engine.decisions.heading(0, Stage.FOSSILIZED))
-    loop.run(1, lambda _, loss: math.nan)
-    loop.run(20)
-    growth.close()
-    assert "fossilized" not in stages(growth.records())
-    assert "training loss exploded to nan" in [e.reason for e in events(growth, TransitionLapsed)]
-    assert same(bits(loop), plain(loop.steps))
-
-
-def test_a_loss_below_zero_is_no_explosion() -> None:
-    loop = Loop()
-    growth = loop.grow(FAST, widen())
-    loop.run(120, lambda _, loss: loss - 100.0)
-    growth.close()
-    assert stages(growth.records()) == UP
-
-
-def break_weights(seed_trial: Trial) -> None:
-    with torch.no_grad():
-        for parameter in seed_trial.seed.parameters:
-            parameter.fill_(math.nan)
-
-
-def break_forward(seed_trial: Trial) -> None:
-    def fail(*_: Tensor) -> Tensor:
-        raise RuntimeError("shapes do not fit")
-
-    seed_trial.seed.body.forward = fail
-
-
-def break_evaluation(seed_trial: Trial) -> None:
-    def fail(body: torch.nn.Module, _: object) -> None:
-        if not torch.is_grad_enabled():
-            raise IndexError("a batch of another size")
-
-    seed_trial.seed.body.register_forward_pre_hook(fail)
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (break_weights, "its shadow loss is nan"),
-        (break_forward, "its shadow pass failed: shapes do not fit"),
-        (break_evaluation, "its measurement failed: a batch of another size"),
-    ],
-)
-def test_a_seed_that_breaks_in_the_shadow_is_culled_and_training_goes_on(
-    damage: Callable[[Trial], None], said: str
-) -> None:
-    loop = Loop()
-    growth = loop.grow(FAST, widen())
-    run_until(loop, growth, lambda: in_stage(growth, Stage.TRAINING))
-    damage(trial(growth))
-    loop.run(60 - loop.steps)
-    growth.close()
-    assert culls(growth) == [(said, "removed")]
-    assert same(bits(loop), plain(60))
-
-
-@pytest.mark.parametrize("lead", [1, 2, 12])
-def test_a_seed_that_breaks_on_its_way_into_the_host_never_arrives(lead: int) -> None:
-    loop = Loop()
-    growth = loop.grow(with_(lead=lead), widen())
-    engine = growth.engine
-    assert engine is not None
-    run_until(loop, growth, lambda: engine.decisions.heading(0, Stage.GRAFTING))
-    break_weights(trial(growth))
-    loop.run(80 - loop.steps)
-    growth.close()
-    assert "grafting" not in stages(growth.records())
-    assert culls(growth) == [("its shadow loss is nan", "removed")]
-    assert "its shadow loss is nan" in [e.reason for e in events(growth, TransitionLapsed)]
-    assert same(bits(loop), plain(80))
-
-
-def test_a_seed_that_fails_its_isolation_check_is_refused_for_good() -> None:
-    loop = Loop()
-    growth = loop.grow(FAST, widen())
-    run_until(loop, growth, lambda: bool(growth.engine and growth.engine.trials))
-    break_forward(trial(growth))
-    loop.run(40)
-    growth.close()
-    ((reason, removal),) = culls(growth)
-    assert "shapes do not fit" in reason
-    assert removal == "removed"
-    assert stages(growth.records()) == ["germinated", *DOWN]
-
-
 def test_an_embargo_keeps_its_slot_free_for_as_long_as_configured() -> None:
     controller = widen(Stage.TRAINING, again=True)
     growth, _ = grow(FAST, controller, 100)
@@ -335,98 +184,6 @@ def test_fossils_stack_in_one_slot() -> None:
     assert growth.seed_rows()[0].stage is Stage.FOSSILIZED
 
 
-class Failing(MemoryStore):
-    """A disk that is full after ``good`` segments."""
-
-    def __init__(self, good: int) -> None:
-        super().__init__()
-        self.good = good
-
-    def append(self, position: int, segment: bytes) -> None:
-        if position >= self.good:
-            raise OSError(28, "No space left on device")
-        super().append(position, segment)
-
-
-@pytest.mark.parametrize("sync", [True, False])
-def test_a_failed_journal_stops_growth_and_not_training(
-    sync: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    loop = Loop()
-    growth = loop.grow(with_(sync_decisions=sync), widen(again=True), Failing(0))
-    loop.run(80)
-    summary = growth.close()
-    engine = growth.engine
-    assert engine is not None
-    assert (summary.events, summary.segments, growth.records()) == (0, 0, [])
-    assert isinstance(growth.log.failure, OSError)
-    assert "failed, so its record ends after 0 events: [Errno 28] No space left" in caplog.text
-    assert engine.decisions.lapsed >= 3
-    assert engine.lattice.seeds == {}
-    assert same(bits(loop), plain(80))
-
-
-def test_a_journal_that_fails_during_a_graft_leaves_model_and_log_in_step() -> None:
-    store = Failing(10**9)
-    loop = Loop()
-    growth = loop.grow(FAST, widen(), store)
-    run_until(loop, growth, lambda: in_stage(growth, Stage.GRAFTING))
-    assert growth.log.flush(10)
-    store.good = 0
-    loop.run(100 - loop.steps)
-    growth.close()
-    # No change without the log: the seed stays where the record leaves it, its fork is let go.
-    assert stages(growth.records())[-1] in ("grafting", "stabilizing")
-    assert fold_all(growth.records()).seeds[0].stage is stage_of(growth)
-    assert events(growth, RunEnded) == []
-    assert hooks(loop) == 0
-
-
-class Hanging(MemoryStore):
-    """A disk that answers while ``open`` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open = threading.Event()
-        self.open.set()
-
-    def append(self, position: int, segment: bytes) -> None:
-        self.open.wait(30)
-        super().append(position, segment)
-
-
-def test_a_disk_that_hangs_opens_the_breaker_until_it_answers() -> None:
-    store = Hanging()
-    settings = with_(sync_decisions=False, ack_timeout=0.02, breaker_cooldown=20, breaker_limit=2)
-    loop = Loop()
-    growth = loop.grow(settings, widen(again=True), store)
-    assert growth.log.flush(10)
-    store.open.clear()
-    loop.run(10)
-    engine = growth.engine
-    assert engine is not None
-    for _ in range(40):
-        loop.run(5)
-        threading.Event().wait(0.01)
-        if engine.decisions.lapsed >= 2:
-            break
-    lapsed = engine.decisions.lapsed
-    loop.run(15)
-    assert (engine.decisions.lapsed, engine.lattice.seeds) == (lapsed, {})  # Nothing was tried.
-    store.open.set()
-    assert growth.log.flush(10)
-    for _ in range(60):
-        loop.run(5)
-        assert growth.log.flush(10)
-        if engine.lattice.seeds:
-            break
-    growth.close()
-    states = [e.state for e in events(growth, BreakerChanged)]
-    assert states[:1] == ["open"]
-    assert states[-2:] == ["half-open", "closed"]
-    assert "germinated" in stages(growth.records(), max(engine.lattice.seeds))
-
-
 @pytest.mark.parametrize("stage", ["training", "grafting", "stabilizing", "evaluating"])
 def test_what_is_on_trial_when_the_run_ends_leaves(stage: str) -> None:
     loop = Loop(**RESTLESS)
@@ -453,78 +210,6 @@ def test_the_running_lattice_is_what_its_log_tells(cull_in: Stage | None) -> Non
         e.decision for e in (*events(growth, TransitionApplied), *events(growth, TransitionLapsed))
     ]
     assert sorted(settled) == [d.decision for d in events(growth, TransitionDecided)]
-
-
-@dataclass
-class Saying:
-    """Proposes the same at every step."""
-
-    proposals: list[Proposal]
-
-    def decide(self, observation: Observation) -> list[Proposal]:
-        return self.proposals
-
-
-@pytest.mark.parametrize(
-    ("proposal", "said"),
-    [
-        (Germinate("nowhere", "widen", ""), "slot 'nowhere', wanted one of layer1, head"),
-        (Germinate(SPAN, "nothing", ""), "blueprint 'nothing', wanted one of low_rank"),
-        (Germinate(OUTPUT, "widen", ""), "'widen' into slot 'layer1': it reads span"),
-        (Germinate(SPAN, "conv2d_stack", ""), "into slot 'layer1..head': "),
-        (Advance(7, ""), "names seed 7, wanted one on trial: none"),
-        (Cull(7, ""), "names seed 7, wanted one on trial: none"),
-    ],
-)
-def test_a_proposal_that_no_such_host_allows_is_refused_in_words(
-    proposal: Proposal, said: str
-) -> None:
-    loop = Loop()
-    loop.grow(FAST, Saying([proposal]))
-    with pytest.raises(ValueError, match=said):
-        loop.run(5)
-
-
-def test_a_plateau_is_on_the_record_when_the_controller_tells_of_one() -> None:
-    growth, _ = grow(FAST, Saying([Plateau(0.5)]), 10)
-    told = [(e.step, e.figures) for e in events(growth, PlateauDetected)]
-    assert told == [(5, {"held_out_loss": 0.5}), (10, {"held_out_loss": 0.5})]
-
-
-class Hasty:
-    """Germinates two seeds and asks for everything about everyone at every step."""
-
-    def __init__(self) -> None:
-        self.begun = False
-
-    def decide(self, observation: Observation) -> list[Proposal]:
-        if not self.begun:
-            self.begun = True
-            return [Germinate(SPAN, "widen", "one"), Germinate(SPAN, "gated_widen", "two")]
-        return [Advance(seed.id, "hasty") for seed in observation.seeds for _ in range(2)]
-
-
-def test_haste_puts_one_graft_at_a_time_into_the_host() -> None:
-    loop = Loop()
-    growth = loop.grow(FAST, Hasty())
-    most = 0
-    for _ in range(160):
-        loop.run(1)
-        assert growth.engine is not None
-        most = max(most, len(growth.engine.watch.in_stages(BLENDED)))
-    growth.close()
-    assert most == 1
-    assert stages(growth.records(), 0) == UP
-    assert "evaluating" in stages(growth.records(), 1)
-    assert [g.gate for g in events(growth, GateMeasured) if g.seed == 0].count(Gate.FORK) == 1
-
-
-def test_a_graft_is_not_judged_before_it_is_measured() -> None:
-    settings = with_(observe_every=40, evaluate_steps=5, stabilize_steps=1, embargo=3, lead=1)
-    growth, _ = grow(settings, Hasty(), 400)
-    forks = [g for g in events(growth, GateMeasured) if g.gate is Gate.FORK]
-    assert forks
-    assert all(g.figures["batches"] > 0 for g in forks)
 
 
 def test_a_host_that_nothing_grows_in_is_trained_as_ever() -> None:
