@@ -151,6 +151,7 @@ def _train(
         from esper.log.errors import JournalError, LogError, RunEndedError
         from esper.tolaria import trainer
         from esper.tolaria.catch_up import CatchUpError
+        from esper.tolaria.checkpoint.file import CheckpointError
         from esper.tolaria.config import ConfigError
 
         run = trainer.train if controls else trainer.grow
@@ -167,11 +168,12 @@ def _train(
             _forget(directory)
             raise UserError(str(error)) from error
         except KasminaError as error:
+            _forget(directory)
             raise UserError(f"the model cannot grow: {error}") from error
         except KeyboardInterrupt:
             _tell_interrupted(directory)
             raise
-        except CatchUpError as error:
+        except (CatchUpError, CheckpointError) as error:
             raise RunFailedError(f"{directory} cannot be resumed: {error}") from error
         except RunEndedError as error:
             raise UserError(str(error)) from error

@@ -126,7 +126,11 @@ class Checkpoints:
         Raises:
             CheckpointError: model, optimizer or objects are not made as they were then.
         """
-        self._training.put_back(kept.state)
+        try:
+            self._training.put_back(kept.state)
+        except CheckpointError as error:
+            told = f"the checkpoint of step {kept.step} does not fit: {error}"
+            raise CheckpointError(told) from error
         self._schedule_after(kept.step)
 
     def _schedule_after(self, step: int) -> None:
