@@ -9,13 +9,29 @@
 #include <vector>
 
 #include "ops/common/check.h"
+#include "ops/common/merge.h"
 #include "ops/slot_stats.h"
 
 namespace esper {
 
-// Elements that are reduced together, in the compute type of the tensor. Fixed, so that the result
-// depends neither on the thread count nor on the instruction set.
+// Elements that are reduced together, in the compute type of the tensor, and how many such blocks
+// of a tensor are looked at: large tensors are sampled, so that a row has a price that is known.
 inline constexpr std::int64_t kFlatBlock = 4096;
+inline constexpr std::int64_t kMaxBlocks = 8;
+
+// The blocks of `n` elements that are looked at, evenly spaced.
+struct FlatBlocks {
+  std::int64_t n;
+
+  ESPER_HOST_DEVICE std::int64_t all() const { return (n + kFlatBlock - 1) / kFlatBlock; }
+  ESPER_HOST_DEVICE std::int64_t count() const { return all() < kMaxBlocks ? all() : kMaxBlocks; }
+  ESPER_HOST_DEVICE std::int64_t first(std::int64_t i) const {
+    return i * all() / count() * kFlatBlock;
+  }
+  ESPER_HOST_DEVICE std::int64_t size(std::int64_t i) const {
+    return n - first(i) < kFlatBlock ? n - first(i) : kFlatBlock;
+  }
+};
 
 inline void check_record_stats(const std::vector<Tensor>& xs,
                                const Tensor& table,

@@ -1,5 +1,5 @@
-// A block of threads reduces a chunk of the elements; the chunks are merged in order, so results
-// repeat bit for bit. Nothing is read back: the row is written by the device.
+// A block of threads reduces a block of the elements; they are merged in order, so results repeat
+// bit for bit. Nothing is read back: the row is written by the device.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "ops/common/merge.h"
 #include "ops/cuda/element.h"
 #include "ops/cuda/stream.h"
 #include "ops/record_stats.h"
@@ -16,7 +15,6 @@ namespace esper::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr std::int64_t kChunk = 16 * kThreads;
 constexpr double kMaxDouble = 1.7976931348623157e308;
 
 // Joins the partial figures of all threads into shared[0], in a fixed order.
@@ -43,54 +41,42 @@ __device__ Partial of_element(double value) {
 }
 
 template <typename T>
-__global__ void chunk_kernel(const T* x, std::int64_t n, std::int64_t chunks, Partial* partials) {
+__global__ void block_kernel(const T* x, FlatBlocks blocks, Partial* partials) {
   __shared__ Partial shared[kThreads];
-  for (std::int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const std::int64_t end = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
-    Partial own{};
-    for (std::int64_t i = chunk * kChunk + threadIdx.x; i < end; i += kThreads) {
-      merge(own, of_element(load(x + i)));
-    }
-    shared[threadIdx.x] = own;
-    join(shared);
-    if (threadIdx.x == 0) {
-      partials[chunk] = shared[0];
-    }
-    __syncthreads();
-  }
-}
-
-__global__ void row_kernel(const Partial* partials,
-                           std::int64_t chunks,
-                           std::int64_t n,
-                           double* out) {
-  __shared__ Partial shared[kThreads];
+  const T* block = x + blocks.first(blockIdx.x);
+  const std::int64_t size = blocks.size(blockIdx.x);
   Partial own{};
-  for (std::int64_t chunk = threadIdx.x; chunk < chunks; chunk += kThreads) {
-    merge(own, partials[chunk]);
+  for (std::int64_t i = threadIdx.x; i < size; i += kThreads) {
+    merge(own, of_element(load(block + i)));
   }
   shared[threadIdx.x] = own;
   join(shared);
   if (threadIdx.x == 0) {
-    write_stats(shared[0], n, out, 1);
+    partials[blockIdx.x] = shared[0];
   }
+}
+
+__global__ void row_kernel(const Partial* partials, std::int64_t count, double* out) {
+  Partial total{};
+  for (std::int64_t i = 0; i < count; ++i) {
+    merge(total, partials[i]);
+  }
+  write_stats(total, static_cast<std::int64_t>(total.finite + total.non_finite), out, 1);
 }
 
 template <typename T>
 void stats(const Tensor& x, double* out, cudaStream_t stream) {
-  const std::int64_t n = x.numel();
-  const std::int64_t chunks = (n + kChunk - 1) / kChunk;
+  const FlatBlocks blocks{x.numel()};
   const std::array<std::int64_t, 1> size = {
-      chunks * static_cast<std::int64_t>(sizeof(Partial) / sizeof(double))};
+      kMaxBlocks * static_cast<std::int64_t>(sizeof(Partial) / sizeof(double))};
   Tensor buffer = torch::stable::new_empty(x, {size.data(), 1}, ScalarType::Double);
   auto* partials = static_cast<Partial*>(buffer.data_ptr());
-  if (chunks > 0) {
-    const auto blocks = static_cast<unsigned>(chunks < 65535 ? chunks : 65535);
-    chunk_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const T*>(x.data_ptr()), n, chunks,
-                                                  partials);
+  if (blocks.count() > 0) {
+    block_kernel<<<static_cast<unsigned>(blocks.count()), kThreads, 0, stream>>>(
+        static_cast<const T*>(x.data_ptr()), blocks, partials);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  row_kernel<<<1, kThreads, 0, stream>>>(partials, chunks, n, out);
+  row_kernel<<<1, 1, 0, stream>>>(partials, blocks.count(), out);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -36,17 +36,42 @@ struct Register<double> {
   static constexpr double kLargest = 1.7976931348623157e308;
 };
 
-template <typename T>
-inline typename Register<T>::Type load_register(const T* p) {
-  return *reinterpret_cast<const typename Register<T>::Type*>(p);
+// Functions that return one deduce it: a signature must not name a vector that cannot be.
+template <typename Element, int Bytes>
+struct Packed {
+  using Type __attribute__((vector_size(Bytes), aligned(alignof(Element)), may_alias)) = Element;
+};
+
+template <int Bytes>
+inline auto load_packed(const float* p) {
+  return *reinterpret_cast<const typename Packed<float, Bytes>::Type*>(p);
 }
 
-inline Register<float>::Type load_register(const bfloat16* p) {
-  using Halves __attribute__((vector_size(ESPER_REGISTER / 2), aligned(2), may_alias)) =
-      std::uint16_t;
-  using Words __attribute__((vector_size(ESPER_REGISTER))) = std::uint32_t;
-  const Halves halves = *reinterpret_cast<const Halves*>(p);
-  return (Register<float>::Type)(__builtin_convertvector(halves, Words) << 16);
+template <int Bytes>
+inline auto load_packed(const double* p) {
+  return *reinterpret_cast<const typename Packed<double, Bytes>::Type*>(p);
+}
+
+template <int Bytes>
+inline auto load_packed(const std::uint16_t* p) {
+  return *reinterpret_cast<const typename Packed<std::uint16_t, Bytes>::Type*>(p);
+}
+
+template <int Bytes>
+inline auto load_packed(const bfloat16* p) {
+  using Words = typename Packed<std::uint32_t, Bytes>::Type;
+  const auto halves = load_packed<Bytes / 2>(&p->bits);
+  return (typename Packed<float, Bytes>::Type)(__builtin_convertvector(halves, Words) << 16);
+}
+
+// A register of elements in the type that they are summed in.
+template <typename C, typename T>
+inline typename Register<C>::Type load_register(const T* p) {
+  if constexpr (sizeof(C) == sizeof(Compute<T>)) {
+    return load_packed<ESPER_REGISTER>(p);
+  } else {
+    return __builtin_convertvector(load_packed<ESPER_REGISTER / 2>(p), typename Register<C>::Type);
+  }
 }
 
 // One register's share of the lanes. Comparisons give lanes of 0 or -1.
@@ -124,39 +149,66 @@ struct FlatTotal {
   }
 };
 
+// While it lives, results too small for a normal number become zero: on many machines they cost a
+// hundred times the instruction. Squares of small gradients are such.
+class FlushTiny {
+ public:
+#if defined(__x86_64__)
+  FlushTiny() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | 0x8000u); }
+  ~FlushTiny() { __builtin_ia32_ldmxcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+template <typename C, typename T>
+inline FlatTotal sum_flat(const T* x, std::int64_t n, Compute<T> shift) {
+  constexpr std::int64_t kRegister = ESPER_REGISTER / static_cast<std::int64_t>(sizeof(C));
+  constexpr std::int64_t kLanes = kFlatBytes / static_cast<std::int64_t>(sizeof(C));
+  constexpr std::int64_t kParts = kLanes / kRegister;
+  const std::int64_t whole = n - n % kLanes;
+  FlatTotal total{};
+  {
+    const FlushTiny flush;
+    // Part by part where the lanes do not fit the registers: the block stays in the nearest cache.
+    for (std::int64_t part = 0; part < kParts; part += 2) {
+      FlatSums<C> first{};
+      FlatSums<C> second{};
+      for (const T* p = x + part * kRegister; p < x + whole; p += kLanes) {
+        first.add(load_register<C>(p), static_cast<C>(shift));
+        second.add(load_register<C>(p + kRegister), static_cast<C>(shift));
+      }
+      total.add(first);
+      total.add(second);
+    }
+  }
+  total.add(x + whole, n - whole, static_cast<double>(shift));
+  return total;
+}
+
+// Below it, squares that have vanished may be most of a sum.
+constexpr double kTinySquares = 1e-30;
+
 // `n` adjacent elements, at most kFlatBlock.
 template <typename T>
 void stats_flat(const T* x, std::int64_t n, Partial* out) {
   using C = Compute<T>;
-  constexpr std::int64_t kRegister = ESPER_REGISTER / static_cast<std::int64_t>(sizeof(C));
-  constexpr std::int64_t kLanes = kFlatBytes / static_cast<std::int64_t>(sizeof(C));
-  constexpr std::int64_t kParts = kLanes / kRegister;
   C shift = C(0);
   for (std::int64_t i = 0; i < n; ++i) {
-    const C value = static_cast<C>(load(x + i));
+    const C value = load(x + i);
     if (value <= Register<C>::kLargest && value >= -Register<C>::kLargest) {
       shift = value;
       break;
     }
   }
-  const std::int64_t whole = n - n % kLanes;
-  FlatTotal total{};
-  // Part by part where the lanes do not fit the registers: the block stays in the nearest cache.
-  for (std::int64_t part = 0; part < kParts; part += 2) {
-    FlatSums<C> first{};
-    FlatSums<C> second{};
-    for (const T* p = x + part * kRegister; p < x + whole; p += kLanes) {
-      first.add(load_register(p), shift);
-      second.add(load_register(p + kRegister), shift);
+  FlatTotal total = sum_flat<C>(x, n, shift);
+  if constexpr (sizeof(C) < sizeof(double)) {
+    // Squares of float32 values vanish, or overflow, where those in double do not.
+    const bool tiny = total.square < kTinySquares && total.counts.abs_max > 0.0;
+    if (tiny || !(total.square <= Register<double>::kLargest)) {
+      total = sum_flat<double>(x, n, shift);
     }
-    total.add(first);
-    total.add(second);
-  }
-  total.add(x + whole, n - whole, static_cast<double>(shift));
-  if (!(total.square <= Register<double>::kLargest)) {
-    // Squares of large float32 values overflow where those in double do not.
-    total = {};
-    total.add(x, n, static_cast<double>(shift));
   }
   *out = total.finish(n, static_cast<double>(shift));
 }
