@@ -19,6 +19,11 @@ from esper.kasmina.shadow import LossFunction, scalar_loss
 
 ALPHAS = (0.0, 0.5, 1.0)
 
+_NESTED = (
+    "in evaluation mode the slot holds a nested tensor: make the nn.TransformerEncoder with "
+    "enable_nested_tensor=False"
+)
+
 
 def contract_violations(
     model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
@@ -188,7 +193,7 @@ def _evaluation_problems(model: nn.Module, seed: Seed, forward: Callable[[], obj
     if isinstance(delta, str):
         return [f"in evaluation mode: {delta}"]
     if h.is_nested:
-        return ["in evaluation mode the slot holds a nested tensor"]
+        return [_NESTED]
     if delta.shape != h.shape:
         return [f"in evaluation mode {_wrong_shape(h, delta)}"]
     return []

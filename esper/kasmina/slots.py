@@ -174,7 +174,7 @@ def _carrier(module: nn.Module, call: Call | None, shared: bool, batches: set[in
             "its first input must be a tensor, its output one or a tuple that starts with one"
         )
     if call.input.is_nested or call.output.is_nested:
-        raise LayoutError("it works on nested tensors here")
+        raise LayoutError("it is given nested tensors, and seeds take plain ones")
     _require_blendable(call.output)
     return _Carrier(
         input=_input_layout(module, kind, call.input, batches),

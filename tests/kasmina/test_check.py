@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esper.blueprints.build import applies, build
 from esper.blueprints.library import LIBRARY
@@ -175,7 +176,7 @@ def test_a_masked_stock_encoder_is_refused_because_of_its_evaluation_mode() -> N
     slot = find_slots(model, lambda: model(x)).slots["layers.0.linear1"]
     for padding, problems in (
         (None, []),
-        (mask, ["in evaluation mode the slot holds a nested tensor"]),
+        (mask, [check._NESTED]),
     ):
 
         def loss_fn(b: Tensor, padding: Tensor | None = padding) -> Tensor:
@@ -225,3 +226,24 @@ def test_reachable_leaves_are_what_a_backward_pass_would_give_a_gradient() -> No
     loss = (a * b.detach()).sum() + (c * c).sum()
     assert {id(leaf) for leaf in reachable_leaves(loss)} == {id(a), id(c)}
     assert reachable_leaves(torch.ones(1)) == []
+
+
+def test_reentrant_checkpointing_and_slots_reached_twice_are_refused_with_what_to_do() -> None:
+    model, batch = host()
+    slot = find_slots(model, lambda: model(batch[0])).slots["0"]
+    seed = Seed(0, slot, "test", nn.Linear(8, 8))
+
+    def twice(b: Batch) -> Tensor:
+        return model(b[0]).mean() + model(b[0]).mean()
+
+    assert contract_violations(model, seed, twice, batch) == [
+        "loss_fn reached the slot 2 times, wanted once a pass"
+    ]
+
+    def reentrant(b: Batch) -> Tensor:
+        h = model[:2](b[0])
+        return checkpoint(model[2:], h, use_reentrant=True).mean()
+
+    (problem,) = contract_violations(model, seed, reentrant, batch)
+    assert "checkpoints activations reentrantly" in problem
+    assert "use_reentrant=False" in problem
