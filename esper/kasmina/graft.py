@@ -66,7 +66,6 @@ class GraftedSeed(nn.Module):
         self.batch_axis = slot.batch_axis
         self.outputs = slot.outputs
         self.isolated = True
-        self.enabled = True
         self.register_buffer("alpha", torch.zeros(1), persistent=False)
 
     def forward(self, h: Tensor, span_input: Tensor | None) -> Tensor:
@@ -135,15 +134,14 @@ class GraftPoint(nn.Module):
             return getattr(super().__getattr__("host"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The host module's output, its activation with every enabled seed in it, oldest first."""
+        """The host module's output, its activation with every seed in it, oldest first."""
         for recorder in self.recorders.values():
             recorder.value = given(args, kwargs, self._input)
         output = self.host(*args, **kwargs)
         h: Tensor = activation(output)
         for key, seed in self.seeds.items():
-            if seed.enabled:
-                span = self.span_inputs.get(key)
-                h = seed(h, None if span is None else span.take())
+            span = self.span_inputs.get(key)
+            h = seed(h, None if span is None else span.take())
         for recorder in self.span_inputs.values():
             recorder.value = None
         return with_activation(output, h)

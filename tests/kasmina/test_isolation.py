@@ -259,6 +259,25 @@ def test_a_host_with_awkward_state_keeps_its_bits_beside_seeds() -> None:
     assert model.last.grad_fn is not None
 
 
+class Building(nn.Module):
+    """Makes its layer anew in every pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer = nn.Linear(x.shape[-1], 2)
+        result: Tensor = self.layer(x)
+        return result
+
+
+def test_what_a_pass_builds_into_the_host_is_gone_afterwards() -> None:
+    model = Building()
+    model(torch.randn(2, 3))
+    layer = model.layer
+    with HostGuard(model):
+        model(torch.randn(2, 5))
+        assert model.layer is not layer
+    assert model.layer is layer and list(model.children()) == [layer]
+
+
 def test_copies_of_buffers_share_memory_where_the_buffers_do() -> None:
     model = Awkward()
     with HostGuard(model):
