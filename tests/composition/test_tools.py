@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import esper
@@ -36,6 +38,26 @@ def growing(request: pytest.FixtureRequest) -> Iterator[Way]:
     yield way
     assert way.growth is not None
     way.growth.close()
+
+
+def gradients(way: Way) -> dict[str, Tensor]:
+    """Those of one batch, in evaluation mode, by name."""
+    named = dict(way.model.named_parameters())
+    found = torch.autograd.grad(way.loss_fn(way.batches[0]), list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def test_torch_func_takes_gradients_of_a_grown_model(growing: Way) -> None:
+    growing.model.eval()
+    parameters = {n: p.detach() for n, p in growing.model.named_parameters()}
+
+    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return functional.mse_loss(functional_call(growing.model, values, (x,)), y)
+
+    found, wanted = grad(loss)(parameters, *growing.batches[0]), gradients(growing)
+    assert any("seeds" in name for name in found)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-8)
 
 
 def test_a_model_compiled_while_something_grows_computes_the_same(growing: Way) -> None:
