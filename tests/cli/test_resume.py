@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
 import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.command import SMALL, command, environment, esper
 
-KILLS = 4
+KEPT = SMALL.replace("[data]", "checkpoint_every = 10\n[data]")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
     """A run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("resume")
-    (directory / "small.toml").write_text(SMALL)
-    done = esper(directory, "train", "small.toml", "--run-dir", "whole", "--json")
+    (directory / "small.toml").write_text(KEPT)
+    done = esper(directory, "train", "small.toml", "--run-dir", "whole", "--no-controls", "--json")
     assert done.returncode == 0, done.stderr
     return directory, json.loads(done.stdout.splitlines()[-1])
 
@@ -37,44 +36,69 @@ def cut(directory: Path, name: str, size: int) -> Path:
     return run
 
 
-@pytest.mark.parametrize("kill", range(KILLS))
+def resumed(directory: Path, name: str, first: dict[str, object]) -> int:
+    """Resume the run ``name``, hold it to the whole one, and tell from which step it went on."""
+    done = esper(directory, "train", "--resume", name, "--no-controls", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["final_weights"] == first["final_weights"]
+    step = told["resumed_at"]
+    words = f"goes on from the checkpoint of step {step}" if step else "goes on from its start"
+    assert words in done.stderr
+    verified = esper(directory, "verify", name, "--json")
+    assert json.loads(verified.stdout)["ended"] is True
+    again = json.loads(esper(directory, "rerun", name, "--json").stdout.splitlines()[-1])
+    assert again["identical"] is True
+    return int(step)
+
+
+@pytest.mark.parametrize(("part", "wanted"), [(0.4, 0), (0.97, 390)])
 def test_a_run_cut_anywhere_ends_as_the_whole_one(
-    whole: tuple[Path, dict[str, object]], kill: int
+    whole: tuple[Path, dict[str, object]], part: float, wanted: int
 ) -> None:
     directory, first = whole
     size = (directory / "whole" / "journal" / "segments").stat().st_size
-    run = cut(directory, f"cut-{kill}", random.Random(kill).randrange(2000, size - 10))
-    done = esper(directory, "train", "--resume", run.name, "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["final_weights"] == first["final_weights"]
-    assert told["run"] == first["run"]
-    verified = esper(directory, "verify", run.name, "--json")
-    assert json.loads(verified.stdout)["ended"] is True
-    again = json.loads(esper(directory, "rerun", run.name, "--json").stdout.splitlines()[-1])
-    assert again["identical"] is True
+    run = cut(directory, f"cut-{part}", int(part * size))
+    assert resumed(directory, run.name, first) >= wanted
 
 
-def test_a_killed_process_is_resumed(whole: tuple[Path, dict[str, object]]) -> None:
-    directory, first = whole
-    with subprocess.Popen(
-        command("train", "small.toml", "--run-dir", "killed"),
-        cwd=directory,
-        env=environment(directory / "workspace"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "grafting" in line:
-                break
-        time.sleep(0.05)
+def killed(directory: Path, name: str, moment: Callable[[Path, str], bool]) -> None:
+    """Start a run, and kill it when ``moment`` has come, asked of its directory and its story."""
+    story = directory / f"{name}.txt"
+    with (
+        story.open("w") as told,
+        subprocess.Popen(
+            command("train", "small.toml", "--run-dir", name),
+            cwd=directory,
+            env=environment(directory / "workspace"),
+            stdout=told,
+            stderr=subprocess.DEVNULL,
+        ) as process,
+    ):
+        while not moment(directory / name, story.read_text()):
+            assert process.poll() is None, story.read_text()
         process.send_signal(signal.SIGKILL)
-    done = esper(directory, "train", "--resume", "killed", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["final_weights"] == first["final_weights"]
+
+
+def is_grafting(_: Path, story: str) -> bool:
+    return "grafting" in story
+
+
+def is_writing(run: Path, _: str) -> bool:
+    """Whether a checkpoint lies there half-written, behind one that is whole."""
+    names = [path.suffix for path in (run / "checkpoints").glob("*")]
+    return ".draft" in names and ".safetensors" in names
+
+
+@pytest.mark.parametrize("moment", [is_grafting, is_writing])
+def test_a_killed_process_is_resumed(
+    whole: tuple[Path, dict[str, object]], moment: Callable[[Path, str], bool]
+) -> None:
+    directory, first = whole
+    killed(directory, moment.__name__, moment)
+    assert resumed(directory, moment.__name__, first) >= 10
+    left = [path.suffix for path in (directory / moment.__name__ / "checkpoints").iterdir()]
+    assert left == [".safetensors"] * 2
 
 
 def test_what_cannot_be_resumed_is_told(whole: tuple[Path, dict[str, object]]) -> None:
