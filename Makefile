@@ -7,10 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml tools/find_torch.py \
 	$(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_FILES := $(filter csrc/%,$(SOURCES))
+TESTS_BUILD := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S csrc/tests
 
 .DEFAULT_GOAL := help
 .PHONY: help build data demo tables test check format bench null-test isolation-campaign kill-campaign \
-	rerun-campaign replay-campaign clean
+	rerun-campaign replay-campaign sanitize clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -47,10 +48,14 @@ format: $(VENV)/.checked  ## Put Python and C++ into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/.tested  ## Time operators, a dormant lattice and the verifier
-	$(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_dormant.py -s \
-		--benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
+bench: $(VENV)/.tested  ## Time operators, a dormant lattice, a million seeds and the verifier
+	$(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_residual.py \
+		benchmarks/bench_dormant.py -s --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_ops
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_residual
+	$(TESTS_BUILD) -B build/tests > /dev/null
+	$(BIN)/cmake --build build/tests --target lattice_test
+	build/tests/lattice_test 1000000
 	$(BIN)/python -m benchmarks.verify_speed
 
 null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cull
@@ -67,6 +72,15 @@ rerun-campaign: $(VENV)/.built  ## Ten runs of the examples, trained again from 
 
 replay-campaign: $(VENV)/.built  ## Live digests against replayed ones at every place of the log
 	$(BIN)/python -m benchmarks.replay_campaign
+
+SANITIZERS := address,undefined thread
+sanitize: $(VENV)/.built  ## C++ tests under AddressSanitizer, UBSan and ThreadSanitizer
+	set -e; for kind in $(SANITIZERS); do \
+		$(TESTS_BUILD) -B build/sanitize-$$kind -DESPER_SANITIZE=$$kind > /dev/null; \
+		$(BIN)/cmake --build build/sanitize-$$kind; \
+		echo "-- $$kind"; build/sanitize-$$kind/lattice_test; \
+		ESPER_CPU_ISA=baseline build/sanitize-$$kind/kernels_test; \
+		build/sanitize-$$kind/kernels_test; done
 
 clean:  ## Remove what building leaves behind, .venv included
 	rm -rf $(VENV) build dist *.egg-info events/*.egg-info .pytest_cache .mypy_cache .ruff_cache

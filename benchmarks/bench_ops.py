@@ -1,39 +1,22 @@
 """The operators against plain torch, on this machine and in one run.
 
 ``make bench`` runs both parts: pytest-benchmark for times, and ``python -m benchmarks.bench_ops``
-for ratios. A ratio is of two calls timed in turns, so that whatever else the machine does hits
-both; its interval is the 95 % bootstrap interval of the median.
+for ratios (``benchmarks.ratios``).
 """
 
 from __future__ import annotations
 
-import random
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from esper.kasmina import native, ops
+from benchmarks.ratios import Call, Case, print_table
+from esper.kasmina import ops
 
-Call = Callable[[], object]
 SMALL, LARGE = (64, 32), (4096, 1024)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator and what a user would write, or could at best hope for, instead."""
-
-    name: str
-    operator: Call
-    peer_name: str
-    peer: Call
 
 
 def forward_case(shape: tuple[int, ...], dtype: torch.dtype, peer_name: str) -> Case:
@@ -105,56 +88,5 @@ def test_time(benchmark: BenchmarkFixture, name: str, side: str) -> None:
     benchmark(getattr(CASES[name], side))
 
 
-def seconds(call: Call, repeats: int) -> float:
-    """Mean time of one call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def pairs(case: Case, budget: float = 1.5) -> list[tuple[float, float]]:
-    """Times of operator and peer in turns, for about ``budget`` seconds."""
-    for call in (case.operator, case.peer):
-        seconds(call, 20)
-    repeats = max(1, int(2e-3 / seconds(case.operator, 5)))
-    measured: list[tuple[float, float]] = []
-    end = time.perf_counter() + budget
-    while len(measured) < 20 or time.perf_counter() < end:
-        first = seconds(case.operator, repeats)
-        measured.append((first, seconds(case.peer, repeats)))
-    return measured
-
-
-def interval(values: list[float], draws: int = 500) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    source = random.Random(0)
-    medians = sorted(statistics.median(source.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
-def main() -> None:
-    """Print the table of ratios; below 1 the operator is faster."""
-    table = Table(
-        title=f"torch {torch.__version__}, {native.cpu_isa()}, {torch.get_num_threads()} threads"
-    )
-    for column in ("operator", "us", "peer", "us", "ratio", "95 % interval"):
-        table.add_column(column, justify="left" if column in ("operator", "peer") else "right")
-    for case in CASES.values():
-        measured = pairs(case)
-        ratios = [own / other for own, other in measured]
-        low, high = interval(ratios)
-        own, other = (statistics.median(side) * 1e6 for side in zip(*measured, strict=True))
-        table.add_row(
-            case.name,
-            f"{own:.1f}",
-            case.peer_name,
-            f"{other:.1f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{low:.2f} .. {high:.2f}",
-        )
-    Console(width=140).print(table)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(CASES.values())

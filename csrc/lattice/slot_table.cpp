@@ -1,5 +1,6 @@
 #include "lattice/slot_table.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace esper::lattice {
@@ -11,14 +12,14 @@ std::string quoted(Stage stage) {
 
 }  // namespace
 
-void SlotTable::add_seed(std::int64_t seed, std::string slot) {
-  const auto [place, fresh] = seeds_.try_emplace(seed);
+void SlotTable::add_seed(std::int64_t seed, const std::string& slot) {
+  const auto [place, fresh] = seeds_.try_emplace(seed, Seed{});
   if (!fresh) {
     throw std::invalid_argument("SlotTable: seed " + std::to_string(seed) +
-                                " is already in slot '" + place->second.slot +
+                                " is already in slot '" + *place->second.slot +
                                 "'; give each attempt an id of its own");
   }
-  place->second.slot = std::move(slot);
+  place->second.slot = &*slots_.insert(slot).first;
 }
 
 void SlotTable::advance(std::int64_t seed, Stage target) {
@@ -44,15 +45,7 @@ void SlotTable::start_blend(std::int64_t seed, const AlphaSchedule& schedule) {
     throw std::invalid_argument("SlotTable: the blend of seed " + std::to_string(seed) +
                                 " has already started");
   }
-  entry.blend = Blend{schedule};
-}
-
-void SlotTable::tick() {
-  for (auto& [id, entry] : seeds_) {
-    if (entry.blend.has_value() && entry.blend->step < entry.blend->schedule.steps()) {
-      ++entry.blend->step;
-    }
-  }
+  entry.blend = Blend{schedule, now_};
 }
 
 Stage SlotTable::stage(std::int64_t seed) const {
@@ -60,12 +53,12 @@ Stage SlotTable::stage(std::int64_t seed) const {
 }
 
 const std::string& SlotTable::slot(std::int64_t seed) const {
-  return find(seed).slot;
+  return *find(seed).slot;
 }
 
 double SlotTable::alpha(std::int64_t seed) const {
   const Seed& entry = find(seed);
-  return entry.blend.has_value() ? entry.blend->schedule.value(entry.blend->step) : 0.0;
+  return entry.blend.has_value() ? entry.blend->schedule.value(now_ - entry.blend->start) : 0.0;
 }
 
 std::vector<std::int64_t> SlotTable::seeds() const {
@@ -74,6 +67,7 @@ std::vector<std::int64_t> SlotTable::seeds() const {
   for (const auto& [id, entry] : seeds_) {
     ids.push_back(id);
   }
+  std::ranges::sort(ids);
   return ids;
 }
 
