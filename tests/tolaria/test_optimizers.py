@@ -254,3 +254,35 @@ def test_optimizers_that_no_seed_can_join_are_refused_before_anything_happens(na
     loop.optimizer = make(loop.model)
     with pytest.raises(KasminaError, match=rf"{reason}.*; use SGD, Adam, AdamW or another"):
         loop.grow(FAST, OneSeed(*SLOT))
+
+
+def test_a_group_of_the_models_own_parameters_may_come_while_a_graft_is_tested() -> None:
+    def trained(growing: bool) -> Loop:
+        loop = Loop(batchnorm=True)
+        late = list(loop.model.head.parameters())  # type: ignore[union-attr]
+        early = [p for p in loop.model.parameters() if not any(p is q for q in late)]
+        loop.model.head.requires_grad_(False)  # type: ignore[union-attr]
+        loop.optimizer = optim.Adam(early, lr=0.01)
+        growth = loop.grow(FAST, OneSeed("layer1", "low_rank", CULLED)) if growing else None
+        loop.run(20)
+        assert growth is None or (growth.engine and growth.engine.transitions.fork)
+        loop.model.head.requires_grad_(True)  # type: ignore[union-attr]
+        loop.optimizer.add_param_group({"params": late, "lr": 0.02})
+        loop.run(50)
+        if growth is not None:
+            growth.close()
+            assert "evaluating" in stages(growth.records())
+        return loop
+
+    assert same(bits(trained(growing=True)), bits(trained(growing=False)))
+
+
+def test_parameters_that_the_fork_cannot_know_are_refused_in_words() -> None:
+    loop = Loop()
+    loop.grow(FAST, OneSeed(*SLOT))
+    loop.run(20)
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(
+        KasminaError, match="add_param_group brought parameters.*nothing is grafted"
+    ):
+        loop.run(1)
