@@ -9,7 +9,8 @@ exact in real numbers; in floating point it moves the output by a few roundings,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ def fold_in(
 ) -> Folding:
     """Write the fossil ``seed``, affine at each position, into its module's weights.
 
-    The seed still stands in the forward path, switched off: taking it out is the caller's.
+    The seed still stands in the forward path: taking it out is the caller's.
     ``forward`` runs ``model`` once on a held-out batch; the host is measured in evaluation mode
     and keeps everything but those weights.
 
@@ -104,8 +105,8 @@ def fold_in(
             repeat = _call_of(point, forward)
             grown = repeat()
             _write(own, composed)
-            graft.enabled = False
-            difference = float((repeat() - grown).abs().max())
+            with _taken_out(point, graft):
+                difference = float((repeat() - grown).abs().max())
         largest = float(grown.abs().max())
         if not difference <= TOLERANCE * largest:
             raise FoldError(f"its output, up to {largest:.2g}, would move by {difference:.2g}")
@@ -119,10 +120,11 @@ def _places(model: nn.Module, seed: Seed) -> tuple[GraftPoint, GraftedSeed, _Tar
     """The graft point, the seed in it, and the module whose weights are to take the seed in."""
     slot = seed.slot
     point = model.get_submodule(slot.end)
-    graft = point.seeds._modules.get(str(seed.id)) if isinstance(point, GraftPoint) else None
-    if not isinstance(point, GraftPoint) or not isinstance(graft, GraftedSeed):
+    grafts = list(point.seeds.children()) if isinstance(point, GraftPoint) else []
+    graft = next((g for g in grafts if isinstance(g, GraftedSeed) and g.body is seed.body), None)
+    if not isinstance(point, GraftPoint) or graft is None:
         raise FoldError(f"seed {seed.id} does not stand in the forward path at {slot.end}")
-    if next(iter(point.seeds)) != str(seed.id):
+    if graft is not grafts[0]:
         raise FoldError("an older seed stands between it and the module")
     if slot.start != slot.end:
         raise FoldError("it spans several modules")
@@ -131,6 +133,17 @@ def _places(model: nn.Module, seed: Seed) -> tuple[GraftPoint, GraftedSeed, _Tar
     _require_plain(point.host)
     _require_plain(target)
     return point, graft, target
+
+
+@contextmanager
+def _taken_out(point: GraftPoint, graft: GraftedSeed) -> Iterator[None]:
+    members = dict(point.seeds._modules)
+    del point.seeds._modules[graft.key]
+    try:
+        yield
+    finally:
+        point.seeds._modules.clear()
+        point.seeds._modules.update(members)
 
 
 def _target(host: nn.Module, slot: Slot) -> _Target:
