@@ -12,7 +12,9 @@ from esper.log.run import repair_replica
 from esper.log.sources import EmbeddedSource
 from esper.log.workspace import Workspace
 from esper.projections.lattice import fold_all
+from esper.tolaria import trainer
 from esper.tolaria.config import Config, parse
+from esper.tolaria.logged import read_run
 from esper.tolaria.observer import Outcome, Silent
 from esper.tolaria.trainer import train
 from esper_events.events import (
@@ -28,6 +30,7 @@ from esper_events.framing import JOURNAL, read_frames
 from esper_events.reader import LogReader
 from esper_events.stages import Stage
 from esper_events.verify import verify_path
+from support.command import SMALL
 from support.log_runs import is_alive, published, wait_until
 
 CONFIG = """
@@ -229,3 +232,13 @@ def test_a_server_that_never_comes_back_is_repaired_afterwards(
     assert repaired.segments == outcome.segments
     assert repaired.sent == outcome.behind
     assert copy_is_whole(tmp_path / "run", workspace, outcome.run)
+
+
+def test_a_run_with_a_schedule_is_trained_again_to_the_same_bits(tmp_path: Path) -> None:
+    log = f'[log]\nworkspace = "{tmp_path / "workspace"}"\n'
+    chosen = parse(SMALL + log + '[schedule]\nkind = "cosine"\nwarmup = 20\n', tmp_path)
+    run = tmp_path / "run"
+    trainer.grow(chosen, run_dir=run, nats=None, seed=0, observer=Silent())
+    for to in (300, None):
+        report = trainer.rerun(read_run(run), to=to, directory=tmp_path, observer=Silent())
+        assert report.identical, report.difference
