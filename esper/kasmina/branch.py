@@ -155,9 +155,8 @@ class _LiveModuleState:
 
         Modes are the user's, not the forward pass's: they stay as they are.
         """
-        modes = [(module, module.training) for module in self._model.modules()]
         current = ModuleState.current(self._model)
         self._other.put_back()
         self._other = current
-        for module, mode in modes:
+        for module, mode in current.modes:
             module.training = mode

@@ -104,7 +104,7 @@ class ModuleState:
     def __init__(self, model: nn.Module) -> None:
         modules = _all_modules(model)
         memo: dict[Any, Any] = {id(module): module for module in modules}
-        memo.update((id(p), p) for module in modules for p in module.parameters(recurse=False))
+        memo.update((id(p), p) for module in modules for p in module._parameters.values())
         self._take(modules)
         try:
             for module in modules:
@@ -125,6 +125,16 @@ class ModuleState:
     def _take(self, modules: list[nn.Module]) -> None:
         self._objects = [(m, dict(m.__dict__), dict(m._buffers), dict(m._modules)) for m in modules]
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that have a state here."""
+        return [module for module, *_ in self._objects]
+
+    @property
+    def modes(self) -> list[tuple[nn.Module, bool]]:
+        """Each module, and whether it was in training mode."""
+        return [(module, attributes["training"]) for module, attributes, *_ in self._objects]
+
     def put_back(self) -> None:
         """Restore the very objects that were there; what came since goes."""
         for module, attributes, buffers, children in self._objects:
@@ -137,15 +147,18 @@ class ModuleState:
 
 
 def _all_modules(model: nn.Module) -> list[nn.Module]:
-    """The model's modules and those that one of them holds without having registered it."""
-    found = dict.fromkeys(model.modules())
-    waiting = list(found)
+    """The model's modules and those that one of them holds without having registered it.
+
+    Walked here and not by ``model.modules()``, because every shadow pass does it.
+    """
+    found = {model: None}
+    waiting = [model]
     while waiting:
-        for value in waiting.pop().__dict__.values():
+        module = waiting.pop()
+        for value in (*module._modules.values(), *module.__dict__.values()):
             if isinstance(value, nn.Module) and value not in found:
-                new = [module for module in value.modules() if module not in found]
-                found.update(dict.fromkeys(new))
-                waiting.extend(new)
+                found[value] = None
+                waiting.append(value)
     return list(found)
 
 
@@ -234,7 +247,7 @@ class HostGuard:
     def __enter__(self) -> Self:
         self._random = RandomState()
         self._state = ModuleState(self._model)
-        self._learning = [p for p in self._model.parameters() if self._freeze and p.requires_grad]
+        self._learning = [] if not self._freeze else _learning(self._state.modules)
         for parameter in self._learning:
             parameter.requires_grad_(False)
         return self
@@ -244,6 +257,12 @@ class HostGuard:
             parameter.requires_grad_(True)
         self._state.put_back()
         self._random.restore()
+
+
+def _learning(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that require a gradient."""
+    held = (p for module in modules for p in module._parameters.values())
+    return [p for p in held if p is not None and p.requires_grad]
 
 
 def uncompiled() -> AbstractContextManager[None]:
