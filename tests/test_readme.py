@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from esper_events.events import TransitionApplied, TransitionDecided
+from esper_events.reader import LogReader
+from esper_events.stages import Stage
 from esper_events.verify import verify_path
 from support.command import ROOT, environment
 
@@ -31,3 +34,7 @@ def test_the_code_of_the_readme_runs_as_printed(tmp_path: Path) -> None:
     report = verify_path(run)
     assert report.ok, report.messages
     assert report.ended
+    told = [record.event for record in LogReader(run).records()]
+    decided = {event.decision: event for event in told if isinstance(event, TransitionDecided)}
+    applied = [event.decision for event in told if isinstance(event, TransitionApplied)]
+    assert Stage.FOSSILIZED in {decided[number].target for number in applied}, "nothing has grown"
