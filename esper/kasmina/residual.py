@@ -20,7 +20,7 @@ from esper.kasmina.ops import graft_blend, transforms_active
 
 _project = torch.ops.esper.graft_project.default
 _bare_project = _project._op
-_project_backward = torch.ops.esper.graft_project_backward.default
+_project_backward = torch.ops.esper.graft_project_backward.default._op
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 SMALL_RANK = 16
@@ -69,21 +69,32 @@ def residual_graft(
         NativeLibraryError: ``h`` is on a CUDA device and the CUDA library is missing.
     """
     _check(h, x, down, up, down_bias, up_bias)
-    if down.dim() == 3:
-        down = down.flatten(0, 1)
-        down_bias = None if down_bias is None else down_bias.flatten()
-    hidden = functional.linear(x, down, down_bias)
+    small = up.shape[-1] <= SMALL_RANK and x.dtype == h.dtype == down.dtype == up.dtype
+    # Autocast asks for the dtypes of torch's own products.
+    eager = not (torch.compiler.is_compiling() or transforms_active() or _autocasts(x))
+    if eager and small and h.is_cuda:
+        native.require_cuda()
+    if eager and small and activation is None:
+        return _apply_low_rank(h, x, down, down_bias, up, up_bias, alpha)
+    hidden = _first_half(x, down, down_bias)
     if activation is not None:
         hidden = activation(hidden)
-    # Under autocast the first product comes in another dtype than the weights have.
-    mixed = hidden.dtype != up.dtype or h.dtype != up.dtype
-    if up.shape[-1] > SMALL_RANK or mixed or transforms_active():
-        return _through_blend(h, hidden, up, up_bias, alpha)
-    if torch.compiler.is_compiling():
+    if eager and small:
+        return _apply_project(h, hidden, up, up_bias, alpha)
+    if small and hidden.dtype == up.dtype and not transforms_active():
         return _project(h, hidden, up, up_bias, alpha)  # type: ignore[no-any-return]
-    if h.is_cuda:
-        native.require_cuda()
-    return _apply_project(h, hidden, up, up_bias, alpha)
+    return _through_blend(h, hidden, up, up_bias, alpha)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _first_half(x: Tensor, down: Tensor, bias: Tensor | None) -> Tensor:
+    """``[..., rank]``, or ``[..., K * rank]``."""
+    if down.dim() == 2:
+        return functional.linear(x, down, bias)
+    return functional.linear(x, down.flatten(0, 1), None if bias is None else bias.flatten())
 
 
 def _check(
@@ -115,7 +126,7 @@ def _check(
                 f"{list(shape)} beside h of shape {list(h.shape)} and down of shape "
                 f"{list(down.shape)}"
             )
-    if x.dtype != down.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != down.dtype and not _autocasts(x):
         raise RuntimeError(
             f"esper::residual_graft: got x of dtype {x.dtype}, wanted {down.dtype} (that of down)"
         )
@@ -143,6 +154,8 @@ def _by_candidate(hidden: Tensor, up: Tensor) -> Tensor:
 
 
 class _GraftProject(torch.autograd.Function):
+    """The second half, after an activation."""
+
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, hidden: Tensor, up: Tensor, bias: Tensor | None, alpha: Tensor
@@ -157,8 +170,44 @@ class _GraftProject(torch.autograd.Function):
         return _gradients(ctx, grad)
 
 
+class _LowRankGraft(torch.autograd.Function):
+    """Both halves without an activation between them: one node where torch would make five."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        x: Tensor,
+        down: Tensor,
+        down_bias: Tensor | None,
+        up: Tensor,
+        up_bias: Tensor | None,
+        alpha: Tensor,
+    ) -> Tensor:
+        with _BelowAutograd():
+            hidden = _first_half(x, down, down_bias)
+            out = _bare_project(h, hidden, up, up_bias, alpha)
+        ctx.save_for_backward(x, down, down_bias, hidden, up, up_bias, alpha)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, down, down_bias, hidden, up, up_bias, alpha = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # What was saved knows nothing of where it came from.
+            hidden = _first_half(x, down, down_bias)
+        to_hidden, to_up, to_up_bias, to_alpha = _second_half(grad, hidden, up, up_bias, alpha)
+        rows = to_hidden.reshape(-1, hidden.shape[-1])
+        to_h = _to_h(grad, up) if ctx.needs_input_grad[0] else None
+        to_x = to_hidden @ down.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        to_down = (rows.t() @ x.reshape(-1, x.shape[-1])).view(down.shape)
+        to_down_bias = None if down_bias is None else rows.sum(0).view(down_bias.shape)
+        return to_h, to_x, to_down, to_down_bias, to_up, to_up_bias, to_alpha
+
+
 # As for graft_blend: transforms of torch.func have been looked for.
 _apply_project: Callable[..., Tensor] = super(torch.autograd.Function, _GraftProject).apply
+_apply_low_rank: Callable[..., Tensor] = super(torch.autograd.Function, _LowRankGraft).apply
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
@@ -167,15 +216,22 @@ def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     hidden, up, bias, alpha = ctx.saved_tensors
-    to_h = None
-    if ctx.needs_input_grad[0]:
-        to_h = grad.sum(0) if up.dim() == 3 else grad
+    to_h = _to_h(grad, up) if ctx.needs_input_grad[0] else None
+    return to_h, *_second_half(grad, hidden, up, bias, alpha)
+
+
+def _to_h(grad: Tensor, up: Tensor) -> Tensor:
+    return grad.sum(0) if up.dim() == 3 else grad
+
+
+def _second_half(
+    grad: Tensor, hidden: Tensor, up: Tensor, bias: Tensor | None, alpha: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Gradients to ``hidden``, ``up``, ``bias`` and ``alpha``."""
     if torch.is_grad_enabled():
-        gradients = _plain_backward(grad, hidden, up, bias, alpha)
-    else:
-        gradients = _project_backward(grad, hidden, up, bias, alpha)
-    to_hidden, to_up, to_bias, to_alpha = gradients
-    return to_h, to_hidden, to_up, None if bias is None else to_bias, to_alpha
+        return _plain_backward(grad, hidden, up, bias, alpha)
+    to_hidden, to_up, to_bias, to_alpha = _project_backward(grad, hidden, up, bias, alpha)
+    return to_hidden, to_up, None if bias is None else to_bias, to_alpha
 
 
 def _plain_backward(

@@ -123,10 +123,13 @@ def test_candidates_together_are_candidates_alone(
 
 @pytest.mark.parametrize("groups", [(), (3,)])
 @pytest.mark.parametrize("rank", [2, residual.SMALL_RANK + 1])
-def test_gradients_of_first_and_second_order(groups: tuple[int, ...], rank: int) -> None:
+@pytest.mark.parametrize("activation", [None, torch.tanh])
+def test_gradients_of_first_and_second_order(
+    groups: tuple[int, ...], rank: int, activation: Callable[[Tensor], Tensor] | None
+) -> None:
     def graft(h: Tensor, x: Tensor, alpha: Tensor, *parts: Tensor) -> Tensor:
         named = dict(zip(("down", "up", "down_bias", "up_bias"), parts, strict=True))
-        return residual_graft(h, x, alpha=alpha, activation=torch.tanh, **named)
+        return residual_graft(h, x, alpha=alpha, activation=activation, **named)
 
     parts = weights(groups, rank, torch.float64)
     inputs = [torch.randn(2, 5).double(), torch.randn(2, 6).double(), torch.tensor([0.3]).double()]
