@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.shadow import LossFunction, scalar_loss
 
 Update = Callable[[Tensor], None]
@@ -38,7 +39,11 @@ class HostUpdate:
     accumulate: bool = False
 
     def run(self, loss_fn: LossFunction, batch: Any) -> float:
-        """Train on ``batch``; returns its loss, the mean over micro-batches."""
+        """Train on ``batch``; returns its loss, the mean over micro-batches.
+
+        Raises:
+            ObjectiveError: the update did not take the loss of every micro-batch.
+        """
         parts = batch if self.accumulate else (batch,)
         losses: list[Tensor] = []
 
@@ -50,6 +55,11 @@ class HostUpdate:
 
         # What the flag says of the update's type, no type checker can see.
         self.update(each() if self.accumulate else next(each()))  # type: ignore[arg-type]
+        if not losses or len(losses) < len(parts):
+            raise ObjectiveError(
+                f"update took {len(losses)} losses of a batch of {len(parts)} micro-batches, "
+                "wanted one of each: with accumulate=True it is given an iterator over them"
+            )
         return sum(map(float, losses)) / len(losses)
 
     def one(self, batch: Any) -> Any:
