@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from esper.kasmina.slots import slots
     from esper.portable.export import export
     from esper.portable.storage import load, save
+    from esper.telemetry.inspection import inspect
     from esper.tolaria.growth import Growth
     from esper.tolaria.preflight import check_isolation
     from esper.tolaria.settings import GrowthSettings
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "check_isolation",
     "export",
+    "inspect",
     "load",
     "register_slot_type",
     "save",
@@ -34,6 +36,7 @@ _HOMES = {
     "GrowthSettings": "esper.tolaria.settings",
     "check_isolation": "esper.tolaria.preflight",
     "export": "esper.portable.export",
+    "inspect": "esper.telemetry.inspection",
     "load": "esper.portable.storage",
     "register_slot_type": "esper.kasmina.slot_types",
     "save": "esper.portable.storage",

@@ -67,7 +67,7 @@ class Story:
                 self._blueprints[event.blueprint] = event.name
                 return None
             case PlateauDetected():
-                return (event.step, f"held-out loss has stopped falling{_figures(event.figures)}")
+                return event.step, f"held-out loss has stopped falling{_stalled(event.figures)}"
             case GateMeasured() if event.gate in _TOLD_GATES:
                 return event.step, self._gate(event)
             case GateMeasured() if event.gate is Gate.GERMINATION:
@@ -152,6 +152,24 @@ def _replica(event: ReplicaChanged) -> str:
 def _ended(event: RunEnded) -> str:
     why = f" ({event.reason})" if event.reason else ""
     return f"run {event.outcome}{why}{_figures(event.figures)}"
+
+
+def _stalled(figures: dict[str, float]) -> str:
+    """Where the loss stands, and the layers that are held back most."""
+    rest = dict(figures)
+    loss = rest.pop("held_out_loss", None)
+    parts = {key: rest.pop(key) for key in figures if key.startswith("unreachable/")}
+    layers = []
+    for key in sorted(parts, key=lambda key: -parts[key]):
+        name = key.partition("/")[2]
+        rank = rest.pop(f"effective_rank/{name}", None)
+        reads = "" if rank is None else f", its input has an effective rank of {rank:.1f}"
+        layers.append(
+            f"{name} ({parts[key]:.0%} of what is asked of it exceeds its weights{reads})"
+        )
+    at = "" if loss is None else f" at {loss:.4g}"
+    held = f"; held back most: {', '.join(layers)}" if layers else ""
+    return f"{at}{held}{_figures(rest)}"
 
 
 def _figures(figures: dict[str, float]) -> str:

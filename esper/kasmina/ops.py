@@ -58,7 +58,11 @@ def graft_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
         native.require_cuda()
     if transforms_active():
         return _TransformedBlend.apply(h, delta, alpha)  # type: ignore[no-any-return, no-untyped-call]
-    return _apply_blend(h, delta, alpha)
+    learns = h.requires_grad or delta.requires_grad or alpha.requires_grad
+    if learns and torch.is_grad_enabled():
+        return _apply_blend(h, delta, alpha)
+    with _BelowAutograd():
+        return _bare_blend(h, delta, alpha)  # type: ignore[no-any-return]
 
 
 def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
@@ -87,12 +91,12 @@ def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def record_stats(xs: list[Tensor], table: Tensor, rows: list[int]) -> None:
-    """Write five figures of all elements of each tensor into its row of ``table``.
+    """Write five figures of each tensor, as one feature, into its row of ``table``.
 
-    The columns are the rows of :func:`slot_stats`. Not differentiable; nothing waits for the
-    device. Blocks of 4,096 elements are summed in float32 (float64 for a float64 tensor, and where
-    float32 overflows), shifted by their first finite element, and merged in float64; the result
-    does not depend on the thread count.
+    The columns are the rows of :func:`slot_stats`, over all elements of a tensor of at most 32,768,
+    and over eight evenly spaced blocks of 4,096 of a larger one. Not differentiable; nothing waits
+    for the device. A block is summed in float32 (in float64 where float32 would overflow or vanish,
+    and for a float64 tensor), shifted by its first finite element; blocks are merged in float64.
 
     Args:
         xs: float32, float64 or bfloat16, any shapes and strides.
@@ -105,7 +109,7 @@ def record_stats(xs: list[Tensor], table: Tensor, rows: list[int]) -> None:
     """
     if table.is_cuda:
         native.require_cuda()
-    with torch.no_grad():
+    with _BelowAutograd():
         _record(xs, table, rows)
 
 

@@ -13,6 +13,8 @@ from esper.kasmina.branch import Branch, hyperparameters_of
 from esper.kasmina.host_update import HostUpdate
 from esper.kasmina.isolation import RandomState
 from esper.kasmina.shadow import LossFunction, held_out_losses
+from esper.telemetry.drift import activations, cosines
+from esper.telemetry.layers import Layer
 from esper.tolaria.statistics import PairedGain, paired_gain
 
 _LOOKED_AT = 64
@@ -68,6 +70,16 @@ class ForkTrial:
         with self._branch.entered():
             forked = held_out_losses(self._model, self._loss_fn, batches)
         self._measured.append((forked, grown))
+
+    def drift(self, layers: Sequence[Layer], batch: Any) -> float:
+        """How far the seed has turned the activations of ``layers``: the largest of 1 - cosine
+        between the host without it and with it, after equal training. Not a number where no layer
+        can be compared."""
+        with self._branch.entered():
+            without = activations(self._model, layers, lambda: self._loss_fn(batch))
+        grown = activations(self._model, layers, lambda: self._loss_fn(batch))
+        found = list(cosines(without, grown).values())
+        return 1.0 - min(found) if found and all(map(math.isfinite, found)) else math.nan
 
     def gain(self) -> PairedGain:
         """The grown host's gain over the fork, averaged over all measurements.

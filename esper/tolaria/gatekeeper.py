@@ -7,6 +7,7 @@ import time
 
 from esper.kasmina.check import contract_violations
 from esper.kasmina.shadow import held_out_losses
+from esper.telemetry.layers import layers_of, outside
 from esper.tolaria import gates
 from esper.tolaria.context import Context
 from esper.tolaria.gates import GateResult
@@ -97,5 +98,8 @@ class Gatekeeper:
             case _ if fork is not None:
                 self._fork_tests += 1
                 test, level = self._fork_tests, spent(settings.error_budget, self._fork_tests)
-                return gates.fork(fork.gain(), settings.min_effect, level, test, fork.steps)
+                result = gates.fork(fork.gain(), settings.min_effect, level, test, fork.steps)
+                rest = layers_of(model, outside(self._lattice.map.slots.values(), seed.slot))
+                result.figures["drift"] = fork.drift(rest, parts.watch[0])
+                return result
         return GateResult(False, f"no gate leads out of {source.value}", final=True)

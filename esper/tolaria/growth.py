@@ -27,6 +27,7 @@ from esper.log.event_log import EventLog, LogSummary
 from esper.log.memory import MemoryStore
 from esper.projections.lattice import LatticeState, ProjectionError, first_difference, fold_all
 from esper.tamiyo.interface import Controller
+from esper.telemetry.telemetry import Telemetry
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
 from esper.tolaria.checkpoint.keeper import Checkpoints, Kept
 from esper.tolaria.claims import Claim, refuse_second
@@ -127,6 +128,7 @@ class Growth:
         KasminaError: no seed could join an optimizer of this kind, or the host is trained on
             several devices or in several processes.
         SlotError: the host has no place where anything could grow.
+        TelemetryError: ``settings.step_statistics`` of a compiled host.
         ValueError: an object of ``checkpoint_with`` has a state that no file can hold as data, or
             another Growth is at work on the model.
         CheckpointError: model, optimizer or ``checkpoint_with`` are not those of the checkpoint.
@@ -176,6 +178,7 @@ class Growth:
         self._parts: HeldOut | None = None
         self._reserved: list[Any] = []
         self._summary: LogSummary | None = None
+        self._telemetry: Telemetry | None = None
         # Refused now rather than in the middle of training, and before there is a log.
         seed_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], (), 1.0)
         parts = held_out_parts(probe, confirm)
@@ -232,6 +235,12 @@ class Growth:
         """The lifecycle of the seeds; None until there are held-out batches, and in a re-run."""
         return self._engine if isinstance(self._engine, Engine) else None
 
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What ``settings.step_statistics`` and ``settings.sample_every`` ask for, from when the
+        slots are known; None where they ask for nothing."""
+        return self._telemetry
+
     def step(self, batch: Any, loss: Tensor | float | None = None) -> None:
         """The safe point after an optimizer step that trained on ``batch``.
 
@@ -242,8 +251,13 @@ class Growth:
             RuntimeError: growth is closed, or ``loss`` still awaits its backward pass.
         """
         self._step += 1
+        telemetry = self._telemetry
+        if telemetry is not None:
+            telemetry.end_step(self._step, self._update.one(batch))
         if self._step >= self._wake:
             self._safe_point(batch, loss)
+        if telemetry is not None:
+            telemetry.begin_step()
 
     def _safe_point(self, batch: Any, loss: Tensor | float | None) -> None:
         """What is due at this step, and which step is the next at which anything may be."""
@@ -285,6 +299,8 @@ class Growth:
         """
         if self._summary is not None:
             return self._summary
+        if self._telemetry is not None:
+            self._telemetry.close()
         if self._checkpoints is not None:
             self._checkpoints.close()
         if isinstance(self.log, CatchUpLog) and (self.log.behind or self._resuming):
@@ -430,6 +446,15 @@ class Growth:
             self._engine = Rerun(context, self._logged)
         else:
             self._engine = Engine(context, self._controller)
+        if self.settings.step_statistics or self.settings.sample_every:
+            self._telemetry = Telemetry(
+                self.model,
+                self.optimizer,
+                self._loss_fn,
+                lattice.map.slots.values(),
+                every_step=self.settings.step_statistics,
+                sample_every=self.settings.sample_every,
+            )
 
     def _started(self, config: str | None, facts: Mapping[str, str]) -> RunStarted:
         text = msgspec.json.encode(self.settings).decode() if config is None else config

@@ -43,6 +43,9 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``breaker_limit``: lapses in a row that open the log's circuit breaker;
       ``breaker_cooldown``: steps until it is tried again.
     - ``record_every``: steps, at least, between two records of the host's bits in the log.
+    - ``step_statistics``: keep figures of every layer's input and gradient at every step, and
+      ``sample_every``: measure all layers as ``esper.inspect`` does every so many steps (0: never);
+      both are read through ``Growth.telemetry``.
     - ``blueprints``: names from the library; empty means all that apply.
     """
 
@@ -74,4 +77,6 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     breaker_limit: Count = 3
     breaker_cooldown: Count = 500
     record_every: Count = 1000
+    step_statistics: bool = False
+    sample_every: Steps = 0
     blueprints: tuple[str, ...] = ()

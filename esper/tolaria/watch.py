@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from esper.kasmina.shadow import held_out_losses
 from esper.tamiyo.interface import Observation, SeedView
-from esper.telemetry.activations import measure_inputs
+from esper.telemetry.errors import TelemetryError
+from esper.telemetry.layers import layers_of
+from esper.telemetry.meter import LayerMeter, held_back
+from esper.telemetry.passes import measure
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions
 from esper.tolaria.observer import SeedRow
@@ -14,6 +18,11 @@ from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, candidates, live_stage, measure_trial
 from esper_events.events import Figures
 from esper_events.stages import BLENDED, LIVE, Stage
+
+_logger = logging.getLogger("esper.tolaria")
+
+_HELD_BACK = 3
+"""Layers that a plateau names."""
 
 
 class Watch:
@@ -60,15 +69,23 @@ class Watch:
                 fork.measure(self._context.parts.confirm)
 
     def plateau_figures(self, loss: float) -> Figures:
-        """The held-out loss, and what reaches the layers where something is wrong with it."""
-        batch = self._context.parts.watch[0]
-        slots = self._lattice.map.slots.values()
-        found = measure_inputs(self._lattice.model, slots, lambda: self._context.loss_fn(batch))
+        """The held-out loss, the layers that are held back most, and where something is wrong."""
+        model, context = self._lattice.model, self._context
         figures = {"held_out_loss": loss}
-        figures |= {f"dead_inputs/{n}": float(s.dead) for n, s in found.items() if s.dead}
-        figures |= {
-            f"not_finite_inputs/{n}": float(s.not_finite) for n, s in found.items() if s.not_finite
-        }
+        layers = layers_of(model, self._lattice.map.slots.values())
+        meters = [LayerMeter(layer) for layer in layers]
+        try:
+            for batch in context.parts.watch:
+                measure(model, meters, context.loss_fn, batch, evaluation=True)
+        except TelemetryError as error:
+            _logger.warning("the layers cannot be measured: %s", error)
+            return figures
+        found = [meter.figures() for meter in meters]
+        for layer in held_back(found)[:_HELD_BACK]:
+            figures[f"unreachable/{layer.name}"] = layer.unreachable
+            figures[f"effective_rank/{layer.name}"] = layer.effective_rank
+        figures |= {f"dead_inputs/{s.name}": float(s.dead) for s in found if s.dead}
+        figures |= {f"not_finite/{s.name}": float(s.not_finite) for s in found if s.not_finite}
         return figures
 
     def observation(self, step: int) -> Observation:

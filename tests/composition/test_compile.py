@@ -8,7 +8,9 @@ import torch
 from esper.blueprints.library import LIBRARY
 from esper.kasmina.shadow import held_out_losses
 from esper.kasmina.slots import find_slots
-from esper.telemetry.activations import measure_inputs
+from esper.telemetry.layers import layers_of
+from esper.telemetry.meter import LayerMeter
+from esper.telemetry.passes import measure
 from esper.tolaria.trials import new_seed
 from esper_events.events import TrialMeasured
 from esper_events.stages import Stage
@@ -71,6 +73,7 @@ def test_what_is_tried_and_sampled_on_a_compiled_host_is_seen() -> None:
             parameter.fill_(0.5)
     plain, tried = (held_out_losses(way.model, way.loss_fn, way.probe, who) for who in (None, seed))
     assert all(a != b for a, b in zip(plain, tried, strict=True))
-    sampled = measure_inputs(way.model, slots.values(), lambda: way.loss_fn(way.probe[0]))
-    assert {"layer1", "head"} <= sampled.keys()
+    meters = [LayerMeter(layer) for layer in layers_of(way.model, slots.values())]
+    measure(way.model, meters, way.loss_fn, way.probe[0])
+    assert {m.layer.name for m in meters if m.figures().gradient > 0.0} >= {"layer1", "head"}
     assert len(way.graphs) == 1
