@@ -53,6 +53,7 @@ bench: $(VENV)/.tested  ## Time operators, a dormant lattice, a million seeds an
 		benchmarks/bench_dormant.py -s --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_ops
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_residual
+	$(BIN)/python -m benchmarks.bench_telemetry
 	$(TESTS_BUILD) -B build/tests > /dev/null
 	$(BIN)/cmake --build build/tests --target lattice_test
 	build/tests/lattice_test 1000000
