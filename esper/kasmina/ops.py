@@ -119,8 +119,7 @@ class _GraftBlend(torch.autograd.Function):
         with _BelowAutograd():
             out = _bare_blend(h, delta, alpha)
         # Only the gradient of alpha needs delta: without it the seed's output can be freed.
-        ctx.alpha_learns = alpha.requires_grad
-        if ctx.alpha_learns:
+        if alpha.requires_grad:
             ctx.save_for_backward(delta, alpha)
         else:
             ctx.save_for_backward(alpha)
@@ -171,21 +170,21 @@ class _TransformedBlend(torch.autograd.Function):
 
 def _setup_blend(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     _, delta, alpha = inputs
-    ctx.alpha_learns = ctx.needs_input_grad[2]
-    if ctx.alpha_learns:
+    if ctx.needs_input_grad[2]:
         ctx.save_for_backward(delta, alpha)
     else:
         ctx.save_for_backward(alpha)
 
 
 def _blend_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if ctx.alpha_learns:
-        delta, alpha = ctx.saved_tensors
-        to_delta, to_alpha = _blend_backward(grad, delta, alpha)
+    saved = ctx.saved_tensors
+    alpha = saved[-1]
+    if len(saved) == 2:
+        to_delta, to_alpha = _blend_backward(grad, saved[0], alpha)
         return grad, to_delta, to_alpha
-    (alpha,) = ctx.saved_tensors
     # Without dimensions alpha takes part in no type promotion.
-    return grad, grad * (alpha if alpha.dim() == 0 else alpha.view(())), None
+    plain = alpha.dtype == grad.dtype and alpha.dim() <= grad.dim()
+    return grad, grad * (alpha if plain else alpha.view(())), None
 
 
 def _setup_blend_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Any) -> None:
