@@ -17,7 +17,7 @@ namespace esper {
 // Elements that are reduced together, in the compute type of the tensor, and how many such blocks
 // of a tensor are looked at: large tensors are sampled, so that a row has a price that is known.
 inline constexpr std::int64_t kFlatBlock = 4096;
-inline constexpr std::int64_t kMaxBlocks = 8;
+inline constexpr std::int64_t kMaxBlocks = 4;
 
 // The blocks of `n` elements that are looked at, evenly spaced.
 struct FlatBlocks {

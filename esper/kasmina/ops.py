@@ -93,8 +93,8 @@ def slot_stats(x: Tensor, axis: int = -1) -> Tensor:
 def record_stats(xs: list[Tensor], table: Tensor, rows: list[int]) -> None:
     """Write five figures of each tensor, as one feature, into its row of ``table``.
 
-    The columns are the rows of :func:`slot_stats`, over all elements of a tensor of at most 32,768,
-    and over eight evenly spaced blocks of 4,096 of a larger one. Not differentiable; nothing waits
+    The columns are the rows of :func:`slot_stats`, over all elements of a tensor of at most 16,384,
+    and over four evenly spaced blocks of 4,096 of a larger one. Not differentiable; nothing waits
     for the device. A block is summed in float32 (in float64 where float32 would overflow or vanish,
     and for a float64 tensor), shifted by its first finite element; blocks are merged in float64.
 

@@ -2,9 +2,9 @@
 
 The hooks stay in the host while this is wanted. They only remember tensors: one call of one
 operator writes the figures of all layers into a table on their device, just before the optimizer
-steps, because on small layers a call costs more than the work. A finished step's rows go into the
-ring. On the CPU they go there at once. On other devices the table holds many steps and is copied
-when it is full; the copy is fetched when it has arrived, so no step waits for the device.
+steps, because on small layers a call costs more than the work. The table holds some steps and is
+copied when it is full; the copy goes into the ring when it has arrived, so no step waits for the
+device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _logger = logging.getLogger("esper.telemetry")
 
 FIGURES = ("mean", "variance", "largest", "zeros", "not_finite")
 """Mean, population variance and largest magnitude of the finite elements, fraction of all that is
-zero, number that is not finite: over a whole tensor of at most 32,768 elements, over as many of a
+zero, number that is not finite: over a whole tensor of at most 16,384 elements, over as many of a
 larger one."""
 
 Side = Literal["input", "gradient"]
@@ -49,7 +49,7 @@ _STAGED = 32
 
 @dataclass
 class _Block:
-    """Rows of some steps on their way from the device; ``arrived`` is None on the CPU."""
+    """Rows of some steps on their way to the ring; ``arrived`` is None on the CPU."""
 
     steps: list[int]
     rows: Tensor
@@ -61,13 +61,13 @@ class StepRecorder:
 
     A record holds what each layer read in the last pass that took gradients, and the gradient of
     its first parameter (the weight of a layer that has one) as the optimizer is given it.
-    ``staged`` steps stay on the device together; 0 chooses.
+    ``staged`` steps go into the ring together.
 
     Raises:
         TelemetryError: the layers stand on several devices.
     """
 
-    def __init__(self, layers: Sequence[Layer], capacity: int, staged: int = 0) -> None:
+    def __init__(self, layers: Sequence[Layer], capacity: int, staged: int = _STAGED) -> None:
         devices = {p.device for layer in layers for p in layer.module.parameters()}
         if len(devices) > 1:
             names = ", ".join(sorted(map(str, devices)))
@@ -77,17 +77,15 @@ class StepRecorder:
         self.open = False
         self._rows = len(self.names) * len(_SIDES)
         self.ring = TelemetryRing(capacity, self._rows * len(FIGURES))
-        self._staged = staged or (1 if device.type == "cpu" else _STAGED)
+        self._staged = staged
         shape = (self._staged * self._rows, len(FIGURES))
         self._table = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
-        self._at_once = self._table.numpy() if device.type == "cpu" and not staged else None
         self._modules: list[nn.Module] = []
         self._parameters: list[nn.Parameter | None] = []
         self._handles: list[RemovableHandle] = []
         self._held: list[Tensor] = []
         self._held_rows: list[int] = []
         self._held_bytes = 0
-        self._written: set[int] = set()
         self._inputs_seen = self._warned = False
         self._base = 0
         self._steps: list[int] = []
@@ -116,22 +114,10 @@ class StepRecorder:
         self._drop()
 
     def commit(self, step: int) -> None:
-        """End a step: what was seen since the last one is its record.
-
-        Raises:
-            ValueError: ``step`` is not above the last one.
-        """
+        """End a step: what was seen since the last one is its record. Steps must rise."""
         if self._held:
             self._write()
         self._warn_once(step)
-        if self._at_once is not None:
-            if len(self._written) < self._rows:
-                # What an earlier step has written here is not this step's.
-                unseen = [row for row in range(self._rows) if row not in self._written]
-                self._at_once[unseen] = np.nan
-            self._written.clear()
-            self.ring.push(step, self._at_once)
-            return
         self._steps.append(step)
         self._base += self._rows
         if len(self._steps) == self._staged:
@@ -175,6 +161,7 @@ class StepRecorder:
         if not isinstance(x, Tensor) or x.dtype not in BLENDABLE:
             return
         self._inputs_seen = True
+        row += self._base
         if row in self._held_rows:
             # Another micro-batch, or a checkpoint's second pass: the last one counts.
             self._held[self._held_rows.index(row)] = x
@@ -187,7 +174,7 @@ class StepRecorder:
 
     def _before_update(self, *_: object) -> None:
         if self.open:
-            first = len(self.names)
+            first = self._base + len(self.names)
             for row, parameter in enumerate(self._parameters, start=first):
                 gradient = None if parameter is None else parameter.grad
                 if gradient is not None and gradient.dtype in BLENDABLE and not gradient.is_sparse:
@@ -196,10 +183,7 @@ class StepRecorder:
             self._write()
 
     def _write(self) -> None:
-        if self._base:
-            self._held_rows = [self._base + row for row in self._held_rows]
         ops.record_stats(self._held, self._table, self._held_rows)
-        self._written.update(self._held_rows)
         self._drop()
 
     def _drop(self) -> None:

@@ -30,7 +30,7 @@ def reference(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1,), (7, 9), (128, 256), (5000,), (3, 31, 33)])
+@pytest.mark.parametrize("shape", [(1,), (7, 9), (64, 256), (5000,), (3, 31, 33)])
 def test_figures_are_those_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3 + 100
     x = x.to(dtype)
@@ -66,9 +66,9 @@ def test_any_layout_is_read() -> None:
 
 def test_large_tensors_are_sampled_in_evenly_spaced_blocks() -> None:
     x = torch.zeros(64 * 4096)
-    x.view(64, 4096)[::8] = 1.0
+    x.view(64, 4096)[::16] = 1.0
     assert record(x)[0].tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
-    below = torch.randn(8 * 4096)
+    below = torch.randn(4 * 4096)
     torch.testing.assert_close(record(below)[0], reference(below), rtol=1e-5, atol=1e-9)
 
 

@@ -37,7 +37,7 @@ def batches(count: int) -> list[Batch]:
 class Training:
     """A host, its optimizer and, where asked for, its recorder."""
 
-    def __init__(self, capacity: int = 100, staged: int = 0, watched: bool = True) -> None:
+    def __init__(self, capacity: int = 100, staged: int = 32, watched: bool = True) -> None:
         self.model = host()
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.gradients: list[Tensor] = []
