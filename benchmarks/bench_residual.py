@@ -77,7 +77,7 @@ def cases() -> list[Case]:
         for width in (64, 256, 1024)
         for compiled in (False, True)
     ]
-    for width, rank in ((256, 16), (256, 32), (1024, 16), (1024, 32)):
+    for width, rank in ((256, 16), (256, 32), (256, 64), (1024, 16), (1024, 32), (1024, 64)):
         measured.append(candidates_case(width, rank, bottleneck=False, compiled=False))
     return measured
 
