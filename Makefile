@@ -48,12 +48,13 @@ format: $(VENV)/.checked  ## Put Python and C++ into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/.tested  ## Time operators, a dormant lattice, a million seeds and the verifier
+bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds and the verifier
 	$(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_residual.py \
 		benchmarks/bench_dormant.py -s --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_ops
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_residual
 	$(BIN)/python -m benchmarks.bench_telemetry
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_growth
 	$(TESTS_BUILD) -B build/tests > /dev/null
 	$(BIN)/cmake --build build/tests --target lattice_test
 	build/tests/lattice_test 1000000
