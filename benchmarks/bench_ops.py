@@ -22,16 +22,19 @@ SMALL, LARGE = (64, 32), (4096, 1024)
 def forward_case(shape: tuple[int, ...], dtype: torch.dtype, peer_name: str) -> Case:
     h, delta = torch.randn(2, *shape).to(dtype)
     alpha, out = torch.tensor([0.3], dtype=dtype), torch.empty(shape, dtype=dtype)
+    compiled = torch.compile(lambda h, d, a: h + a * d)
     peers: dict[str, Call] = {
         "h + a * d": lambda: h + alpha * delta,
         "copy_": lambda: out.copy_(h),
+        "addcmul": lambda: torch.addcmul(h, delta, alpha),
+        "torch.compile": lambda: compiled(h, delta, alpha),
         "clone": h.clone,
     }
     name = f"graft_blend forward {list(shape)} {str(dtype)[6:]}"
     return Case(name, lambda: ops.graft_blend(h, delta, alpha), peer_name, peers[peer_name])
 
 
-def training_case(shape: tuple[int, ...], alpha_learns: bool) -> Case:
+def training_case(shape: tuple[int, ...], alpha_learns: bool, compiled: bool = False) -> Case:
     h, delta = (torch.randn(shape, requires_grad=True) for _ in range(2))
     alpha = torch.full((1,), 0.3, requires_grad=alpha_learns)
     grad = torch.randn(shape)
@@ -42,7 +45,13 @@ def training_case(shape: tuple[int, ...], alpha_learns: bool) -> Case:
 
     learns = ", alpha learns" if alpha_learns else ""
     name = f"graft_blend forward + backward {list(shape)}{learns}"
-    return Case(name, step(ops.graft_blend), "h + a * d", step(lambda h, d, a: h + a * d))
+
+    def plain(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
+        return h + alpha * delta
+
+    peer = torch.compile(plain) if compiled else plain
+    peer_name = "torch.compile" if compiled else "h + a * d"
+    return Case(name, step(ops.graft_blend), peer_name, step(peer))
 
 
 def stats_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
@@ -63,13 +72,18 @@ def cases() -> list[Case]:
     """All comparisons; built on demand because the large ones take memory."""
     f32, f64, bf16 = torch.float32, torch.float64, torch.bfloat16
     return [
-        *(forward_case(SMALL, f32, peer) for peer in ("h + a * d", "clone")),
-        *(forward_case(LARGE, f32, peer) for peer in ("h + a * d", "clone", "copy_")),
+        *(forward_case(SMALL, f32, peer) for peer in ("h + a * d", "addcmul", "torch.compile")),
+        *(
+            forward_case(LARGE, f32, peer)
+            for peer in ("h + a * d", "addcmul", "torch.compile", "clone", "copy_")
+        ),
         forward_case(LARGE, f64, "h + a * d"),
         forward_case(LARGE, bf16, "h + a * d"),
         training_case(SMALL, alpha_learns=False),
+        training_case(SMALL, alpha_learns=False, compiled=True),
         training_case(SMALL, alpha_learns=True),
         training_case(LARGE, alpha_learns=False),
+        training_case(LARGE, alpha_learns=False, compiled=True),
         training_case(LARGE, alpha_learns=True),
         stats_case(SMALL, f32),
         stats_case(LARGE, f32),
