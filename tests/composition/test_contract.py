@@ -13,8 +13,9 @@ from esper.blueprints.build import applies, build
 from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
 from esper.kasmina.graft import GraftedSeed
+from esper.kasmina.signature import Slot
 from esper.kasmina.slot_types import slot_type
-from esper.kasmina.slots import Slot, find_slots
+from esper.kasmina.slots import find_slots
 
 
 class Attending(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from esper.kasmina.errors import SlotError
 from esper.kasmina.graft import GraftedSeed, GraftPoint, SpanInput, attach, detach, replace_module
 from esper.kasmina.lattice import install_fossil
-from esper.kasmina.slots import Slot, find_slots
+from esper.kasmina.signature import Slot
+from esper.kasmina.slots import find_slots
 from support.hosts import (
     Checkpointed,
     Tokens,

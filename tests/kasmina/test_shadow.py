@@ -12,7 +12,8 @@ from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.graft import GraftedSeed, attach
 from esper.kasmina.seed import Seed, evaluating
 from esper.kasmina.shadow import LossFunction, held_out_losses, scalar_loss, shadow_step
-from esper.kasmina.slots import Slot, find_slots
+from esper.kasmina.signature import Slot
+from esper.kasmina.slots import find_slots
 from support.hosts import HOSTS, bits, classify, differing, mlp, sgd_seed
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -11,7 +11,8 @@ from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
 from esper.kasmina.lattice import install_fossil
-from esper.kasmina.slots import Slot, find_slots
+from esper.kasmina.signature import Slot
+from esper.kasmina.slots import find_slots
 from esper.tolaria.trials import new_seed
 
 

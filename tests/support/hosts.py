@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from esper.kasmina.digest import tensor_bytes
 from esper.kasmina.seed import Seed
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 
 Bits = dict[str, str]
 Loss = Callable[[Any], Tensor]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from esper.blueprints.library import LIBRARY
-from esper.kasmina.slots import Slot
+from esper.kasmina.signature import Slot
 from esper.tolaria import gates
 from esper.tolaria.statistics import PairedGain
 from esper.tolaria.trials import new_seed
@@ -18,7 +18,7 @@ NONE = PairedGain(0.0, 0.0, 20)
 BROKEN = PairedGain(-math.inf, math.inf, 20)
 DIVERGED = PairedGain(math.inf, 0.0, 20)
 
-SLOT = Slot("fc", "output", "fc", "fc", (8,), (8,), 0, 0, torch.float32, torch.device("cpu"))
+SLOT = Slot((8,), 0, (8,), 0, id="fc", source="output", start="fc", end="fc")
 LOW_RANK = LIBRARY["low_rank"]
 
 
