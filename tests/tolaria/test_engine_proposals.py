@@ -59,8 +59,11 @@ def test_a_proposal_that_no_such_host_allows_is_refused_in_words(
 
 def test_a_plateau_is_on_the_record_when_the_controller_tells_of_one() -> None:
     growth, _ = grow(FAST, Saying([Plateau(0.5)]), 10)
-    told = [(e.step, e.figures) for e in events(growth, PlateauDetected)]
-    assert told == [(5, {"held_out_loss": 0.5}), (10, {"held_out_loss": 0.5})]
+    told = events(growth, PlateauDetected)
+    assert [(e.step, e.figures["held_out_loss"]) for e in told] == [(5, 0.5), (10, 0.5)]
+    for event in told:
+        layers = {name.partition("/")[2] for name in event.figures if "/" in name}
+        assert layers == {"layer1", "head"}
 
 
 class Hasty:
