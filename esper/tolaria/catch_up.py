@@ -102,6 +102,13 @@ class CatchUpLog:
         """Records that training has still to catch up with."""
         return len(self._left)
 
+    @property
+    def concluding(self) -> bool:
+        """Whether all that is left was told at this very step, as a run does that was killed
+        while it closed."""
+        events = [record.event for record in self._left]
+        return all(not isinstance(e, _FIRST) and e.step == self.step for e in events)
+
     def append(self, *events: Event) -> Ticket | LogTicket:
         """Follow the next records, or append; see :meth:`EventLog.append`.
 

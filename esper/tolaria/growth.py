@@ -303,8 +303,11 @@ class Growth:
             self._telemetry.close()
         if self._checkpoints is not None:
             self._checkpoints.close()
-        if isinstance(self.log, CatchUpLog) and (self.log.behind or self._resuming):
-            return self._leave(self.log, outcome)
+        if isinstance(self.log, CatchUpLog):
+            self.log.step = self._step
+            ends = outcome == "completed" and self.log.concluding
+            if self._resuming or (self.log.behind and not ends):
+                return self._leave(self.log, outcome)
         try:
             if self._engine is not None:
                 self._engine.conclude(self._step, "the run ended")
@@ -312,8 +315,13 @@ class Growth:
                 self._compare(fold_all(self.log.records()))
             measured = figures() if figures else {}
         except BaseException as error:
-            self._end("failed", f"{type(error).__name__}: {error}", {})
+            if isinstance(self.log, CatchUpLog) and self.log.behind:
+                self._leave(self.log, "failed")
+            else:
+                self._end("failed", f"{type(error).__name__}: {error}", {})
             raise
+        if isinstance(self.log, CatchUpLog) and self.log.behind:
+            return self._leave(self.log, outcome)
         return self._end(outcome, reason, measured)
 
     def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:

@@ -130,6 +130,29 @@ def test_a_run_killed_anywhere_ends_as_the_whole_one(
     assert max(seen) >= 80
 
 
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.GRAFTING, Stage.EVALUATING])
+def test_a_run_killed_while_it_closes_ends_as_the_whole_one(tmp_path: Path, stage: Stage) -> None:
+    """Closing in the middle of a trial tells of its end in several records."""
+    whole = Run(tmp_path / "whole", widened())
+    while not (whole.growth.engine and whole.growth.engine.watch.in_stages(frozenset({stage}))):
+        whole.train(whole.loop.steps + 1, close=False)
+    assert whole.growth.log.flush(10.0)
+    before = len(whole.growth.records())
+    whole.growth.close()
+    segments = JournalStore(tmp_path / "whole" / "journal")
+    count = segments.count
+    segments.close()
+    cuts = 0
+    for number in range(count - 6, count):
+        place = cut(tmp_path / "whole", tmp_path / f"cut-{number}", number)
+        again = Run(place, widened(), resume=True)
+        cuts += len(again.growth.records()) > before
+        again.train(whole.loop.steps)
+        assert same(again.bits, whole.bits), number
+        assert verify_path(place, KEY.public).ended
+    assert cuts >= 1, "some of the cuts fell behind the last step"
+
+
 def test_a_rerun_of_a_resumed_run_is_identical_and_held_to_its_checkpoints(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", widened()).train()
     logged = from_records(whole.growth.records())
