@@ -116,15 +116,17 @@ def _run(command: click.Command, arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        _close_pipe()
+        _mute_output()
         return code
     except SystemExit as done:
         if sys.stdout is not output:  # click's answer to a closed pipe is to replace it
-            _close_pipe()
+            _mute_output()
             return GOOD
         return done.code if isinstance(done.code, int) else FAILED
     except Exception as error:  # noqa: BLE001 - the last resort
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.filename is None:
+                _mute_output()
             say(f"there is no room to write: {error.filename or 'the output'}")
             return FAILED
         return _unexpected(error)
@@ -142,8 +144,8 @@ def _interrupted(abort: click.exceptions.Abort) -> int:
     return INTERRUPTED
 
 
-def _close_pipe() -> None:
-    """The reader (``| head``) has what it wanted; keep the interpreter's last flush quiet."""
+def _mute_output() -> None:
+    """Keep the interpreter's last flush quiet: its reader has left, or there is no room."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -49,6 +49,22 @@ def test_a_damaged_run_exits_1_with_one_line(directory: Path) -> None:
     assert result.output.count("\n") == 1
 
 
+def test_a_verdict_that_finds_no_room_exits_3_in_one_line(directory: Path) -> None:
+    code = "from esper_events.command import main; main()"
+    environment = {"PYTHONPATH": str(Path(esper_events.__file__).parents[1])}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, directory],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    told = "esper-verify: cannot write the verdict: No space left on device\n"
+    assert (done.returncode, done.stderr) == (3, told)
+
+
 def test_another_key_exits_1(directory: Path, tmp_path: Path) -> None:
     SigningKey.generate().public.save(tmp_path / "other.pub")
     result = esper_verify(directory, "--key", tmp_path / "other.pub")

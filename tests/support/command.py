@@ -38,10 +38,14 @@ max_growths = 1
 
 
 def environment(workspace: Path) -> dict[str, str]:
-    """This process's environment, with Esper importable and a workspace of the test's own."""
+    """This process's environment, with Esper importable and a workspace of the test's own.
+
+    Output is buffered, as it is for a person: what cannot be written is then found at the end.
+    """
     paths = [str(ROOT), str(ROOT / "events"), os.environ.get("PYTHONPATH", "")]
+    inherited = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "ESPER_WORKSPACE": str(workspace),
         "OMP_NUM_THREADS": "1",
