@@ -230,7 +230,8 @@ def test_a_server_that_never_comes_back_is_repaired_afterwards(
     assert all(event.state == "lagging" for event in lagging[-1:])
     repaired = repair_replica(tmp_path / "run", workspace)
     assert repaired.segments == outcome.segments
-    assert repaired.sent == outcome.behind
+    # One segment is in flight at a time: the server may hold it without having said so.
+    assert outcome.behind - 1 <= repaired.sent <= outcome.behind
     assert copy_is_whole(tmp_path / "run", workspace, outcome.run)
 
 
