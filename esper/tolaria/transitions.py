@@ -94,7 +94,6 @@ class Transitions:
 
     def snapshot(self) -> dict[str, Any]:
         """What there is to remember while it is quiet: every seed that there was."""
-        kept = {trial.seed.id: trial for trial in self.fossils}
         lattice = self._lattice
         return {
             "seeds": [
@@ -112,12 +111,12 @@ class Transitions:
             "folded": dict(self.folded),
             "fossils": [
                 {
-                    "seed": number,
+                    "seed": trial.seed.id,
                     "since": trial.since,
                     "gains": list(trial.gains),
                     "refusals": trial.refusals,
                 }
-                for number, trial in kept.items()
+                for trial in self.fossils
             ],
         }
 

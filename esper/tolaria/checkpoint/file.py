@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from esper.tolaria.checkpoint.values import ValueRefusedError, unpack
+from esper_events.files import sync_directory
 
 FORMAT = 1
 DIRECTORY = "checkpoints"
@@ -57,7 +58,7 @@ def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-    _sync_directory(directory)
+    sync_directory(directory)
     return digest
 
 
@@ -102,11 +103,3 @@ def _synced_digest(path: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return digest
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
