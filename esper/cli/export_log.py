@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from esper.cli.failures import UserError, printable, reading
+from esper.cli.failures import UserError, reading
+from esper_events.terminal import printable
 
 
 @click.command(

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import click
 
+from esper_events.terminal import printable, silence
+
 GOOD = 0
 VERIFICATION_FAILED = 1
 BAD_USAGE = 2
@@ -77,11 +79,6 @@ def say(message: str) -> None:
     click.echo(f"esper: {printable(message)}", err=True)
 
 
-def printable(text: str) -> str:
-    """One line without what could steer a terminal: names and paths are data from elsewhere."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def run(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command to its exit code; nothing escapes but what the interpreter itself raises."""
     # One that is ignored, as nohup has it, stays ignored.
@@ -116,17 +113,17 @@ def _run(command: click.Command, arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        _mute_output()
+        silence(sys.stdout)
         return code
     except SystemExit as done:
         if sys.stdout is not output:  # click's answer to a closed pipe is to replace it
-            _mute_output()
+            silence(sys.stdout)
             return GOOD
         return done.code if isinstance(done.code, int) else FAILED
     except Exception as error:  # noqa: BLE001 - the last resort
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
-                _mute_output()
+                silence(sys.stdout)
             say(f"there is no room to write: {error.filename or 'the output'}")
             return FAILED
         return _unexpected(error)
@@ -142,11 +139,6 @@ def _interrupted(abort: click.exceptions.Abort) -> int:
         return 128 + abort.__cause__.number
     say("interrupted")
     return INTERRUPTED
-
-
-def _mute_output() -> None:
-    """Keep the interpreter's last flush quiet: its reader has left, or there is no room."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(error: Exception) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import NotWholeError, RunFailedError, UserError, printable
+from esper.cli.failures import NotWholeError, RunFailedError, UserError
+from esper_events.terminal import printable
 
 if TYPE_CHECKING:
     from esper.tolaria.config import LogSettings

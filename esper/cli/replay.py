@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esper.cli.failures import NotWholeError, UserError, printable, reading, say
-from esper.cli.options import key_option, trusted_key
+from esper.cli.failures import NotWholeError, UserError, reading, say
+from esper.cli.options import key_option
+from esper_events.terminal import printable
 
 if TYPE_CHECKING:
     from esper.projections.replay import Replayed
@@ -46,6 +47,7 @@ def replay(
     from esper.projections.lattice import ProjectionError
     from esper.projections.replay import OutOfRangeError
     from esper.projections.replay import replay as rebuild
+    from esper_events.command import trusted_key
 
     trusted = trusted_key(key_file)
     try:

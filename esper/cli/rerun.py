@@ -16,7 +16,7 @@ from esper.cli.failures import (
     UserError,
     reading,
 )
-from esper.cli.options import key_option, trusted_key
+from esper.cli.options import key_option
 
 if TYPE_CHECKING:
     from esper.tolaria.rerun import RerunReport
@@ -47,6 +47,7 @@ def rerun(path: Path, to: int | None, key_file: Path | None, as_json: bool) -> i
 def _rerun(path: Path, to: int | None, key_file: Path | None, as_json: bool) -> RerunReport:
     from esper.cli.view import watching
     from esper.tolaria.logged import RerunError, from_records
+    from esper_events.command import trusted_key
     from esper_events.reader import LogReader
 
     trusted = trusted_key(key_file)

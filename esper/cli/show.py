@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper.cli.failures import reading
-from esper.cli.options import key_option, trusted_key
+from esper.cli.options import key_option
 
 if TYPE_CHECKING:
     from esper_events.events import Record
@@ -29,6 +29,7 @@ def show(path: Path, key_file: Path | None, everything: bool) -> None:
     what comes before the damage is shown.
     """
     from esper.cli.story import Story
+    from esper_events.command import trusted_key
     from esper_events.words import describe
 
     tell = describe if everything else Story().tell

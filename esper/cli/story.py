@@ -23,6 +23,7 @@ from esper_events.events import (
     TransitionLapsed,
 )
 from esper_events.stages import Gate, Stage
+from esper_events.terminal import printable
 
 _REMOVALS = {
     "": "",
@@ -53,8 +54,7 @@ class Story:
             return None
         step, text = told
         place = "" if step is None else f"step {step}"
-        # Text in events is data from elsewhere: it must not steer the reader's terminal.
-        return "".join(c if c.isprintable() else " " for c in f"{place:<10} {text}")[:500]
+        return printable(f"{place:<10} {text}")[:500]
 
     def _tell(self, event: Event) -> tuple[int | None, str] | None:
         match event:

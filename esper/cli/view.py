@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from rich.text import Text
 from esper.cli.story import Story
 from esper.tolaria.observer import Observer, Part, SeedRow
 from esper_events.events import Record
+from esper_events.terminal import silence
 
 _SEED_ROWS = 8
 _STYLES = {"training": "cyan", "grafting": "yellow", "fossilized": "green", "culled": "red"}
@@ -41,9 +41,7 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Fall silent, where rich would end the process."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        silence(self.file)
 
 
 class _Warnings(logging.Handler):

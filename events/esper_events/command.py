@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from esper_events import __version__
 from esper_events.checkpoint import load_checkpoint
 from esper_events.errors import EsperEventsError, cause
 from esper_events.keys import PublicKey
+from esper_events.terminal import printable, silence
 from esper_events.verify import Report, verify_path
 
 
@@ -45,11 +45,22 @@ def main(path: Path, key_file: Path | None, checkpoint_file: Path | None, as_jso
     except BrokenPipeError:
         raise
     except OSError as error:
-        # The interpreter's last flush must not try again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         click.echo(f"esper-verify: cannot write the verdict: {cause(error)}", err=True)
         sys.exit(3)
     sys.exit(0 if report.ok else 1)
+
+
+def trusted_key(key_file: Path | None) -> PublicKey | None:
+    """The key in the file that ``--key`` names.
+
+    Raises:
+        click.BadParameter: there is none in it.
+    """
+    try:
+        return None if key_file is None else PublicKey.load(key_file)
+    except EsperEventsError as error:
+        raise click.BadParameter(str(error), param_hint="--key") from error
 
 
 def check(path: Path, key_file: Path | None, checkpoint_file: Path | None) -> Report:
@@ -58,10 +69,7 @@ def check(path: Path, key_file: Path | None, checkpoint_file: Path | None) -> Re
     Raises:
         click.BadParameter: a file of the user's holds no key or no checkpoint.
     """
-    try:
-        trusted = None if key_file is None else PublicKey.load(key_file)
-    except EsperEventsError as error:
-        raise click.BadParameter(str(error), param_hint="--key") from error
+    trusted = trusted_key(key_file)
     try:
         kept = None if checkpoint_file is None else load_checkpoint(checkpoint_file)
     except EsperEventsError as error:
@@ -80,5 +88,4 @@ def show(path: Path, report: Report, as_json: bool) -> None:
     if report.ok:
         lines.append(f"  head: {report.head}")
     for line in lines:
-        # Names in a log or a path are data from elsewhere: they must not steer the terminal.
-        click.echo("".join(c if c.isprintable() else " " for c in line))
+        click.echo(printable(line))

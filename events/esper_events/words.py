@@ -22,6 +22,7 @@ from esper_events.events import (
     TrialMeasured,
     WeightsRecorded,
 )
+from esper_events.terminal import printable
 
 _WIDTH = 500
 _REMOVALS = {
@@ -35,8 +36,7 @@ _REMOVALS = {
 def describe(record: Record) -> str:
     """One line, without control characters, that says what happened."""
     line = f"{record.index:>5}  {_say(record.event)}"
-    # Text in events is data from elsewhere: it must not steer the reader's terminal.
-    line = "".join(c if c.isprintable() else " " for c in line)
+    line = printable(line)
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
 
 
