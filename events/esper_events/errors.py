@@ -31,6 +31,10 @@ class CheckpointError(EsperEventsError):
     """Bytes that are not a checkpoint in the form this package writes."""
 
 
+class ProofError(EsperEventsError):
+    """A proof that does not hold, is not spelt as one, or that a log cannot give."""
+
+
 class ExportError(EsperEventsError):
     """A run that cannot be exported to one file; the message says what to do."""
 
