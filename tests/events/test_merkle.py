@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_events.merkle import EMPTY_ROOT, MerkleTree
+from support.merkle import LEAVES, defined_root
 
-# Leaves and roots of the reference tests of Certificate Transparency.
-LEAVES = (
-    "",
-    "00",
-    "10",
-    "2021",
-    "3031",
-    "40414243",
-    "5051525354555657",
-    "606162636465666768696a6b6c6d6e6f",
-)
 ROOTS = (
     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
     "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
@@ -38,18 +28,6 @@ def test_the_reference_roots() -> None:
     for leaf, root in zip(LEAVES, ROOTS, strict=True):
         tree.append(bytes.fromhex(leaf))
         assert tree.root().hex() == root
-
-
-def defined_root(leaves: list[bytes]) -> bytes:
-    """RFC 6962, section 2.1, word for word."""
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\x00" + leaves[0]).digest()
-    k = 1
-    while k * 2 < len(leaves):
-        k *= 2
-    return hashlib.sha256(b"\x01" + defined_root(leaves[:k]) + defined_root(leaves[k:])).digest()
 
 
 @given(st.lists(st.binary(max_size=3), max_size=70))

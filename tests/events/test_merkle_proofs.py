@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from itertools import product
 
@@ -19,44 +18,13 @@ from esper_events.merkle import (
     inclusion_path,
     leaf_hash,
 )
-from events.test_merkle import LEAVES, defined_root
+from support.merkle import LEAVES, defined_path, defined_proof, defined_root, node
 
 SIZE = 70
 NUMBERED = [bytes([number]) for number in range(SIZE)]
 HASHES = [leaf_hash(leaf) for leaf in NUMBERED]
 ROOTS = [defined_root(NUMBERED[:size]) for size in range(SIZE + 1)]
 REFERENCE = [leaf_hash(bytes.fromhex(leaf)) for leaf in LEAVES]
-
-
-def node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\x01" + left + right).digest()
-
-
-def split(count: int) -> int:
-    k = 1
-    while k * 2 < count:
-        k *= 2
-    return k
-
-
-def defined_path(index: int, leaves: list[bytes]) -> list[bytes]:
-    """RFC 9162, section 2.1.3.1, word for word."""
-    if len(leaves) == 1:
-        return []
-    k = split(len(leaves))
-    if index < k:
-        return [*defined_path(index, leaves[:k]), defined_root(leaves[k:])]
-    return [*defined_path(index - k, leaves[k:]), defined_root(leaves[:k])]
-
-
-def defined_proof(old: int, leaves: list[bytes], known: bool = True) -> list[bytes]:
-    """RFC 9162, section 2.1.4.1, word for word."""
-    if old == len(leaves):
-        return [] if known else [defined_root(leaves)]
-    k = split(len(leaves))
-    if old <= k:
-        return [*defined_proof(old, leaves[:k], known), defined_root(leaves[k:])]
-    return [*defined_proof(old - k, leaves[k:], False), defined_root(leaves[:k])]
 
 
 def accepts_inclusion(leaf: bytes, index: int, size: int, path: list[bytes], root: bytes) -> bool:
