@@ -111,9 +111,10 @@ class Story:
         told = decided.reason and decided.target not in _ROUTINE
         why = f": {decided.reason}" if told else ""
         cost = self._cost(decided.seed) if decided.target is Stage.FOSSILIZED else ""
+        learns = f" with the objective {decided.objective}" if decided.objective else ""
         return (
             f"{self._seed(decided.seed)} {decided.source.value} -> "
-            f"{decided.target.value}{removal}{lost}{cost}{why}"
+            f"{decided.target.value}{learns}{removal}{lost}{cost}{why}"
         )
 
     def _cost(self, seed: int) -> str:

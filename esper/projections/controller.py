@@ -8,13 +8,14 @@ from typing import TypeVar
 
 import msgspec
 
-from esper.projections.lattice import OpenDecision
-from esper.projections.pending import decide, decision_of, settle
+from esper.projections.lattice import OpenDecision, decision_of
+from esper.projections.pending import decide, settle
 from esper.projections.projection import FoldedState, count
 from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
     GateMeasured,
+    LocalObjective,
     PlateauDetected,
     Record,
     TransitionApplied,
@@ -57,13 +58,15 @@ class GateAnswer(msgspec.Struct, frozen=True):
 
 
 class TrialState(msgspec.Struct, frozen=True):
-    """One seed. Slot and blueprint are empty until its germination is decided."""
+    """One seed. Slot and blueprint are empty until its germination is decided, ``objective`` is
+    unset where it is the shadow objective."""
 
     slot: str = ""
     blueprint: str = ""
     stage: Stage = Stage.DORMANT
     gains: tuple[Gain, ...] = ()
     gates: tuple[GateAnswer, ...] = ()
+    objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -152,6 +155,9 @@ def _decided(state: ControllerState, event: TransitionDecided) -> ControllerStat
     state = _with(state, open=decide(state.open, event))
     state = _trial(state, event.seed, _with(trial, slot=event.slot, blueprint=event.blueprint))
     if event.target is Stage.GERMINATED:
+        state = _trial(
+            state, event.seed, _with(state.trials[event.seed], objective=event.objective)
+        )
         state = _with(state, tournaments=_entered(state.tournaments, event))
     return _tallied(state, decision_of(event), taken=1)
 

@@ -10,6 +10,7 @@ import msgspec
 
 from esper_events.events import (
     LatticeDeclared,
+    LocalObjective,
     Record,
     SeedFolded,
     TransitionApplied,
@@ -24,12 +25,16 @@ class ProjectionError(Exception):
 
 
 class SeedState(msgspec.Struct, frozen=True):
-    """One seed: where it is, what it is, and the digest of its tensors at its last transition."""
+    """One seed: where it is, what it is, and the digest of its tensors at its last transition.
+
+    ``objective`` is unset where it is the shadow objective.
+    """
 
     slot: str
     blueprint: str
     stage: Stage
     weights: str = ""
+    objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET
 
 
 class OpenDecision(msgspec.Struct, frozen=True):
@@ -40,6 +45,7 @@ class OpenDecision(msgspec.Struct, frozen=True):
     blueprint: str
     source: Stage
     target: Stage
+    objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET
 
 
 class LatticeState(msgspec.Struct, frozen=True):
@@ -110,10 +116,15 @@ def _decide(state: LatticeState, decided: TransitionDecided) -> LatticeState:
         )
     if decided.decision in state.open:
         raise ProjectionError(f"decision {decided.decision} was made twice")
-    entry = OpenDecision(
-        decided.seed, decided.slot, decided.blueprint, decided.source, decided.target
-    )
+    entry = decision_of(decided)
     return msgspec.structs.replace(state, open={**state.open, decided.decision: entry})
+
+
+def decision_of(event: TransitionDecided) -> OpenDecision:
+    """What ``event`` intends."""
+    return OpenDecision(
+        event.seed, event.slot, event.blueprint, event.source, event.target, event.objective
+    )
 
 
 def _apply(state: LatticeState, applied: TransitionApplied) -> LatticeState:
@@ -130,7 +141,11 @@ def _apply(state: LatticeState, applied: TransitionApplied) -> LatticeState:
             f"decision {applied.decision} takes seed {decision.seed} from "
             f"{decision.source.value} to {decision.target.value}, but it is {stage.value}"
         )
-    seed = SeedState(decision.slot, decision.blueprint, decision.target, applied.seed_weights)
+    begins = decision.target is Stage.GERMINATED
+    objective = decision.objective if known is None or begins else known.objective
+    seed = SeedState(
+        decision.slot, decision.blueprint, decision.target, applied.seed_weights, objective
+    )
     return msgspec.structs.replace(
         state, open=remaining, seeds={**state.seeds, decision.seed: seed}
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.projections.lattice import OpenDecision, ProjectionError
+from esper.projections.lattice import OpenDecision, ProjectionError, decision_of
 from esper_events.events import TransitionDecided
 
 Pending = dict[int, OpenDecision]
@@ -18,11 +18,6 @@ def decide(pending: Pending, event: TransitionDecided) -> Pending:
     if event.decision in pending:
         raise ProjectionError(f"decision {event.decision} was made twice")
     return {**pending, event.decision: decision_of(event)}
-
-
-def decision_of(event: TransitionDecided) -> OpenDecision:
-    """What ``event`` intends."""
-    return OpenDecision(event.seed, event.slot, event.blueprint, event.source, event.target)
 
 
 def settle(pending: Pending, number: int) -> tuple[OpenDecision, Pending]:

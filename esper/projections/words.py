@@ -25,7 +25,10 @@ def lattice_words(state: LatticeState) -> list[str]:
         body = seed.blueprint[:_SHORT]
         module = state.folded.get(number)
         folded = f", folded into a module of digest {module[:_SHORT]}" if module else ""
-        lines.append(f"seed {number}: {seed.stage.value}, {body} in {seed.slot}{weights}{folded}")
+        learns = f", objective {seed.objective}" if seed.objective else ""
+        lines.append(
+            f"seed {number}: {seed.stage.value}, {body} in {seed.slot}{learns}{weights}{folded}"
+        )
     lines += _open(state.open)
     if state.lapsed:
         lines.append(f"decisions lapsed: {state.lapsed}")
@@ -120,6 +123,8 @@ def _tournament(state: ControllerState, tournament: Tournament) -> str:
 def _trial(state: ControllerState, number: int, trial: TrialState) -> str:
     where = f" {_name(state, trial.blueprint)} in {trial.slot}" if trial.slot else ""
     parts = [f"seed {number}:{where} {trial.stage.value}" if where else f"seed {number}: refused"]
+    if trial.objective:
+        parts.append(f"objective {trial.objective}")
     if trial.gains:
         gains = [gain.gain for gain in trial.gains]
         best = max((gain for gain in gains if not math.isnan(gain)), default=math.nan)

@@ -1,9 +1,9 @@
 """The one encoding of an event: MessagePack, and of all its spellings only the canonical one.
 
 Canonical means: the struct's fields in the order of the struct with ``kind`` first, every field
-present, maps sorted by key, integers in their shortest form, floats as eight bytes. Bytes whose
-re-encoding differs are refused, so an event has exactly one encoding and an encoding exactly
-one meaning.
+present but one that is unset, maps sorted by key, integers in their shortest form, floats as eight
+bytes. Bytes whose re-encoding differs are refused, so an event has exactly one encoding and an
+encoding exactly one meaning.
 
 Floats keep their bits: infinities, negative zero and every NaN survive as they were measured. A
 NaN is not normalised (two NaNs with different payloads are two different figures, each canonical

@@ -15,6 +15,9 @@ from esper_events.stages import Gate, Stage
 Figures = dict[str, float]
 """Named measurements; units stand in the catalogue (``events/README.md``)."""
 
+LocalObjective = Literal["reconstruction", "negative_gradient", "next_layer"]
+"""What a seed in TRAINING learns from where that is not the host's own loss."""
+
 
 class _Event(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
@@ -97,7 +100,9 @@ class GateMeasured(_Event, frozen=True, tag="gate.measured"):
 class TransitionDecided(_Event, frozen=True, tag="transition.decided"):
     """A change is intended: ``seed`` goes from ``source`` to ``target`` at ``at_step``.
 
-    ``removal`` tells how a blended seed leaves the host when ``target`` is CULLED.
+    ``removal`` tells how a blended seed leaves the host when ``target`` is CULLED. ``objective``
+    stands where ``target`` is GERMINATED and the seed will learn from a local objective; where it
+    is left out, on the wire too, that is the shadow objective.
     """
 
     decision: int
@@ -110,6 +115,7 @@ class TransitionDecided(_Event, frozen=True, tag="transition.decided"):
     target: Stage
     reason: str
     removal: Literal["", "removed", "fork", "snapshot"] = ""
+    objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET
 
 
 class TransitionApplied(_Event, frozen=True, tag="transition.applied"):

@@ -84,6 +84,8 @@ class Rules:
             return f"slot {event.slot} was never declared"
         if event.blueprint not in self._blueprints:
             return f"blueprint {event.blueprint[:12]} was never registered"
+        if event.objective and event.target is not Stage.GERMINATED:
+            return f"seed {event.seed} is given an objective as it becomes {event.target.value}"
         slot, blueprint = self._seeds.setdefault(event.seed, (event.slot, event.blueprint))
         if (slot, blueprint) != (event.slot, event.blueprint):
             return f"seed {event.seed} is {blueprint[:12]} in slot {slot} and stays so"

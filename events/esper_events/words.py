@@ -108,10 +108,11 @@ def _say_step(
 def _say_decision(event: TransitionDecided) -> str:
     removal = _REMOVALS[event.removal]
     blueprint = f" ({event.blueprint[:12]})" if event.blueprint else ""
+    objective = f" with the objective {event.objective}" if event.objective else ""
     return (
         f"decision {event.decision}: seed {event.seed}{blueprint} in {event.slot} goes from "
-        f"{event.source.value} to {event.target.value}{removal} at step {event.at_step}: "
-        f"{event.reason}"
+        f"{event.source.value} to {event.target.value}{removal}{objective} at step "
+        f"{event.at_step}: {event.reason}"
     )
 
 

@@ -88,6 +88,13 @@ def test_a_decision_and_its_application_are_one_line_with_names() -> None:
     ]
 
 
+def test_a_local_objective_is_told_where_the_seed_begins() -> None:
+    germination = decided(0, Stage.DORMANT, Stage.GERMINATED, objective="next_layer")
+    assert told(germination, applied(0))[0].endswith(
+        "dormant -> germinated with the objective next_layer: it is time"
+    )
+
+
 def test_a_cull_says_how_the_seed_left() -> None:
     lines = told(decided(0, Stage.EVALUATING, Stage.CULLED, removal="fork"), applied(0, lost=40))
     assert lines == [

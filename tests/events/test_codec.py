@@ -6,15 +6,19 @@ import contextlib
 import struct
 import tracemalloc
 import typing
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from esper_events.codec import MAX_EVENT_BYTES, decode_event, encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, LatticeDeclared, PlateauDetected, SlotDeclared
+from esper_events.stages import Stage
+from support.event_runs import BLUEPRINT, decided
 
 FIGURES = st.dictionaries(st.text(max_size=5), st.floats(), max_size=5)
 EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, typing.get_args(Event)))
@@ -161,6 +165,32 @@ def test_a_huge_claimed_length_allocates_nothing() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * MAX_EVENT_BYTES
+
+
+@pytest.mark.parametrize("objective", [UNSET, "reconstruction", "negative_gradient", "next_layer"])
+def test_an_objective_that_is_unset_is_not_written(objective: Any) -> None:
+    """So the bytes of a decision about a seed with the shadow objective have no such field."""
+    event = decided(4, Stage.DORMANT, Stage.GERMINATED, objective=objective)
+    fields = {
+        "kind": "transition.decided",
+        "decision": 4,
+        "step": 10,
+        "at_step": 11,
+        "seed": 1,
+        "slot": "fc",
+        "blueprint": BLUEPRINT,
+        "source": "dormant",
+        "target": "germinated",
+        "reason": "",
+        "removal": "",
+        **({"objective": objective} if objective else {}),
+        "time": 2.0,
+    }
+    assert encode_event(event) == raw(**fields)
+    assert decode_event(raw(**fields)) == event
+    for other in ("shadow", "", None, "other"):
+        with pytest.raises(CodecError):
+            decode_event(raw(**{**fields, "objective": other}))
 
 
 @given(st.binary(max_size=200))

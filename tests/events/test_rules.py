@@ -34,6 +34,7 @@ DECLARED = (lattice("fc", "other"), blueprint())
 LEVEL = ReplicaChanged(time=0.0, replica="jetstream", state="level", behind=0, reason="")
 B2 = hashlib.sha256(b"b2").hexdigest()
 D, G, T, C = Stage.DORMANT, Stage.GERMINATED, Stage.TRAINING, Stage.CULLED
+LATE_OBJECTIVE = decided(2, G, T, objective="next_layer")
 
 
 def lapsed(decision: int) -> TransitionLapsed:
@@ -101,6 +102,10 @@ def test_what_is_no_fossil_is_not_folded(length: int) -> None:
         ((START, blueprint(b"b2", B2), decided(1, D, G), decided(2, D, G, blueprint=B2)), "stays"),
         ((START, decided(1, D, G, slot="nowhere")), "slot nowhere was never declared"),
         ((START, decided(1, D, G, blueprint=B2)), "was never registered"),
+        (
+            (START, decided(1, D, G), applied(1), LATE_OBJECTIVE),
+            "an objective as it becomes training",
+        ),
         ((START, blueprint(b"other")), "does not have the digest"),
         ((START, decided(1, D, G), ended()), "decision 1 was neither applied nor lapsed"),
     ],

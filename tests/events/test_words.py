@@ -23,6 +23,7 @@ from esper_events.events import (
 )
 from esper_events.stages import Gate, Stage
 from esper_events.words import describe
+from support.event_runs import BLUEPRINT, decided
 
 EVENTS: st.SearchStrategy[Event] = st.one_of(*map(st.from_type, typing.get_args(Event)))
 
@@ -78,6 +79,11 @@ def test_text_from_a_log_cannot_steer_a_terminal() -> None:
             ),
             "step 9: decision 4: seed 2 (0123456789ab) in fc1 goes from evaluating to culled "
             "(the fork goes on in the host's place) at step 10: fork gate",
+        ),
+        (
+            decided(4, Stage.DORMANT, Stage.GERMINATED, objective="next_layer"),
+            f"step 10: decision 4: seed 1 ({BLUEPRINT[:12]}) in fc goes from dormant to germinated "
+            "with the objective next_layer at step 11: ",
         ),
         (
             TransitionApplied(time=0.0, decision=4, step=10, seed_weights="", steps_lost=1),

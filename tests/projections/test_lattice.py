@@ -74,6 +74,18 @@ FOSSIL = tuple(
 GERMINATED = (decided(0, Stage.DORMANT, Stage.GERMINATED), applied(0))
 
 
+def test_a_seed_keeps_the_objective_of_its_germination() -> None:
+    germination, move = GERMINATED
+    local = msgspec.structs.replace(germination, objective="next_layer")
+    training = decided(1, Stage.GERMINATED, Stage.TRAINING), applied(1)
+    state = fold_all(records(local, move, *training))
+    assert state.seeds[0].objective == "next_layer"
+    assert "objective next_layer" in lattice_words(state)[1]
+    shadow = fold_all(records(*GERMINATED, *training))
+    assert state.digest() != shadow.digest()
+    assert "objective" not in msgspec.to_builtins(shadow.seeds[0]), "as logs of before fold"
+
+
 def test_a_real_run_folds_to_the_state_of_its_lattice() -> None:
     growth, _ = grow(FAST, OneSeed("layer1..head", "widen", cull_in=None), steps=120)
     log = growth.records()

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from esper.projections.audit import Answers, AuditState, Lapse
 from esper.projections.catalogue import AUDIT, COMPILER, CONTROLLER, LATTICE, PROJECTIONS
@@ -91,6 +92,7 @@ class History:
                 source=self.stages.get(seed, Stage.DORMANT),
                 target=target,
                 reason="",
+                objective="next_layer" if seed and target is Stage.GERMINATED else UNSET,
             )
         )
         self.intended[number] = (seed, target)
@@ -192,8 +194,8 @@ def test_a_controller_in_words() -> None:
         "step 10: held-out loss 0.5, a plateau",
         "step 10: tournament of seeds 0, 1, won by seed 1",
         "seed 0: bottle in head culled; 1 measurement, last gain +10.0%, best +10.0%",
-        "seed 1: widen in fc fossilized; 2 measurements, last gain +nan%, best +110.0%; "
-        "shadow gate refused 1 time",
+        "seed 1: widen in fc fossilized; objective next_layer; 2 measurements, last gain +nan%, "
+        "best +110.0%; shadow gate refused 1 time",
         "seed 2: refused; germination gate refused 1 time",
         "widen in fc: 6 decisions, 6 applied, 0 lapsed",
         "1 fork test, error budget spent: 0.25, host steps lost: 0",
@@ -339,7 +341,7 @@ def test_the_lattice_in_words() -> None:
     assert LATTICE.words(LATTICE.fold_all(history.records)) == [
         "slots: fc, head",
         f"seed 0: culled, {BOTTLE[:12]} in head, tensors abababababab",
-        f"seed 1: evaluating, {WIDEN[:12]} in fc, tensors abababababab",
+        f"seed 1: evaluating, {WIDEN[:12]} in fc, objective next_layer, tensors abababababab",
     ]
     assert LATTICE.words(LATTICE.initial) == ["slots: none declared"]
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import encode_event
@@ -14,6 +16,7 @@ from esper_events.events import (
     BlueprintRegistered,
     Event,
     LatticeDeclared,
+    LocalObjective,
     PlateauDetected,
     RunEnded,
     RunStarted,
@@ -124,6 +127,7 @@ def decided(
     seed: int = 1,
     slot: str = "fc",
     blueprint: str = BLUEPRINT,
+    objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET,
 ) -> TransitionDecided:
     return TransitionDecided(
         time=2.0,
@@ -136,6 +140,7 @@ def decided(
         source=source,
         target=target,
         reason="",
+        objective=objective,
     )
 
 

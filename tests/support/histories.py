@@ -16,6 +16,7 @@ from esper_events.events import (
     BreakerChanged,
     Event,
     GateMeasured,
+    LocalObjective,
     PlateauDetected,
     Record,
     ReplicaChanged,
@@ -41,6 +42,9 @@ _FIGURES = st.dictionaries(
 )
 _TEXT = st.text(max_size=6)
 _STEPS = st.integers(0, 99)
+_OBJECTIVES: SearchStrategy[LocalObjective | msgspec.UnsetType] = st.sampled_from(
+    (msgspec.UNSET, "reconstruction", "next_layer")
+)
 
 
 class Teller:
@@ -88,6 +92,8 @@ class Teller:
         targets = [t.target for t in TRANSITIONS if t.source is stage]
         if not targets:
             return
+        target = self.draw(st.sampled_from(targets))
+        objective = self.draw(_OBJECTIVES) if target is Stage.GERMINATED else msgspec.UNSET
         decided = TransitionDecided(
             time=self.draw(_FLOATS),
             decision=sum(isinstance(event, TransitionDecided) for event in self.events),
@@ -97,8 +103,9 @@ class Teller:
             slot=slot,
             blueprint=blueprint,
             source=stage,
-            target=self.draw(st.sampled_from(targets)),
+            target=target,
             reason=self.draw(_TEXT),
+            objective=objective,
         )
         self.open[decided.decision] = decided
         self.say(decided)
