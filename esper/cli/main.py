@@ -8,6 +8,7 @@ import click
 
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
+from esper.cli.prove import prove
 from esper.cli.repair import repair
 from esper.cli.replay import replay
 from esper.cli.rerun import rerun
@@ -55,7 +56,7 @@ def esper() -> None:
     """Grow a PyTorch model while it trains, keep what earns its place, and prove it."""
 
 
-for _verb in (train, verify, show, replay, rerun, repair, export_log):
+for _verb in (train, verify, show, replay, rerun, repair, export_log, prove):
     esper.add_command(_verb)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esper_events.anchor import Anchor
 from esper_events.codec import decode_event
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
 from esper_events.events import Event, Record, RunStarted
@@ -15,9 +16,9 @@ class ChainVerifier:
     """Accepts the segments of one log in order and refuses the first that does not fit.
 
     Args:
-        trusted: the trainer's key where the caller knows it. Without one the key is taken from
-            the log's first event (trust on first use): a log that was rewritten from its genesis
-            under another key is then not detected.
+        trusted: the trainer's key or its fingerprint where the caller knows it. Without either the
+            key is taken from the log's first event (trust on first use): a log that was rewritten
+            from its genesis under another key is then not detected.
 
     Attributes: ``events``, ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment,
     `GENESIS` before the first), ``log`` ("" before the first), ``key``, ``ended`` (the run's last
@@ -25,8 +26,9 @@ class ChainVerifier:
     tree had at each size that `watch` named.
     """
 
-    def __init__(self, trusted: PublicKey | None = None) -> None:
-        self.key = trusted
+    def __init__(self, trusted: Anchor | None = None) -> None:
+        self.key = trusted if isinstance(trusted, PublicKey) else None
+        self._trusted = trusted
         self.segments = 0
         self.head = GENESIS
         self.log = ""
@@ -83,10 +85,15 @@ class ChainVerifier:
         started = self._decode(segment, 0, at)
         if not isinstance(started, RunStarted):
             raise ChainError("the log does not begin with run.started", 0, at, 0)
+        byte = at + segment.event_byte(0)
         try:
-            return PublicKey(started.trainer_key)
+            key = PublicKey(started.trainer_key)
         except PublicKeyError as error:
-            raise ChainError(str(error), 0, at + segment.event_byte(0), 0) from error
+            raise ChainError(str(error), 0, byte, 0) from error
+        if self._trusted is not None and not self._trusted.vouches_for(key):
+            reason = f"the trainer's key is {key.fingerprint}, wanted {self._trusted.fingerprint}"
+            raise ChainError(reason, 0, byte, 0)
+        return key
 
     def _check_place(self, segment: Segment, key: PublicKey, at: int) -> None:
         reason = None

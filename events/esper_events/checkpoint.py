@@ -9,27 +9,22 @@ Whoever keeps one can tell later that the log was cut, rolled back or rewritten.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_events.errors import CheckpointError
+from esper_events.errors import CheckpointError, TextError
 from esper_events.files import whole_file
 from esper_events.keys import ALGORITHM, SIGNATURE_BYTES, PublicKey, SigningKey
+from esper_events.lines import binary, number, shown, split
 
 CHECKPOINT = Path("checkpoint")
 """Where a run's latest checkpoint lies in its directory."""
 MAX_CHECKPOINT_BYTES = 1024
 
-_NOTE = re.compile(
-    r"esper/(?P<log>[A-Za-z0-9._/-]{1,128})\n"
-    r"(?P<size>[1-9][0-9]{0,18})\n"
-    r"(?P<root>[A-Za-z0-9+/]{43}=)\n"
-    r"\n"
-    r"— esper/(?P<name>[A-Za-z0-9._/-]{1,128}) (?P<signature>[A-Za-z0-9+/]{91}=)\n"
-)
+_HINT_BYTES = 4
+_ORIGIN = re.compile(r"esper/[A-Za-z0-9._/-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +91,28 @@ def parse_checkpoint(note: bytes) -> SignedCheckpoint:
     if len(note) > MAX_CHECKPOINT_BYTES:
         raise CheckpointError(f"a checkpoint over {MAX_CHECKPOINT_BYTES} bytes")
     try:
-        match = _NOTE.fullmatch(note.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"the checkpoint is not text: {error}") from error
-    if match is None or match["name"] != match["log"]:
-        raise CheckpointError("not a checkpoint: wanted origin, size, root and one signature")
-    checkpoint = Checkpoint(match["log"], int(match["size"]), _decode_base64(match["root"]))
-    signature = _decode_base64(match["signature"])
-    return SignedCheckpoint(checkpoint, signature[:-SIGNATURE_BYTES], signature[-SIGNATURE_BYTES:])
+        return _read(split(note))
+    except TextError as error:
+        raise CheckpointError(f"not a checkpoint: {error}") from error
+
+
+def _read(lines: list[str]) -> SignedCheckpoint:
+    if len(lines) != 5 or lines[3]:
+        got = f"{len(lines)} lines" if len(lines) != 5 else f"{shown(lines[3])} in line 4"
+        raise TextError(f"got {got}, wanted origin, size, root, an empty and one signature line")
+    origin, size, root, _, signed = lines
+    if not _ORIGIN.fullmatch(origin):
+        raise TextError(f"got the origin {shown(origin)}, wanted esper/ and a log id")
+    dash, _, rest = signed.partition(" ")
+    name, _, encoded = rest.partition(" ")
+    if (dash, name) != ("—", origin):
+        raise TextError(f"got {shown(signed)}, wanted a signature line that begins '— {origin} '")
+    signature = binary(encoded, "signature", _HINT_BYTES + SIGNATURE_BYTES)
+    events = number(size, "size")
+    if events == 0:
+        raise TextError("got size 0, wanted a log that has begun")
+    checkpoint = Checkpoint(origin.removeprefix("esper/"), events, binary(root, "root", 32))
+    return SignedCheckpoint(checkpoint, signature[:_HINT_BYTES], signature[_HINT_BYTES:])
 
 
 def load_checkpoint(path: Path) -> SignedCheckpoint:
@@ -131,14 +140,3 @@ def write_checkpoint(run_dir: Path, note: bytes) -> None:
     """
     with whole_file(run_dir / CHECKPOINT, replace=True) as file:
         file.write(note)
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise CheckpointError(f"the checkpoint's base64 is malformed: {error}") from error
-    # The bits behind the last byte must be zero: one spelling for one checkpoint.
-    if base64.b64encode(data).decode() != text:
-        raise CheckpointError("the checkpoint's base64 is not canonical")
-    return data

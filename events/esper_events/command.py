@@ -10,14 +10,17 @@ from pathlib import Path
 import click
 
 from esper_events import __version__
+from esper_events.anchor import Anchor, Fingerprint
 from esper_events.checkpoint import load_checkpoint
-from esper_events.errors import EsperEventsError, cause
+from esper_events.errors import EsperEventsError, TrustError, cause
 from esper_events.keys import PublicKey
+from esper_events.proof import begins_like_proof
 from esper_events.terminal import printable, silence
 from esper_events.verify import Report, verify_path
+from esper_events.verify_proof import ProofReport, verify_proof
 
 
-@click.command(epilog="Example:  esper-verify runs/digits --key trainer.pub")
+@click.command(epilog="Example:  esper-verify event.tlog-proof --fingerprint ed25519:3b6a27bc...")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--key",
@@ -25,6 +28,7 @@ from esper_events.verify import Report, verify_path
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The trainer's public key (OpenSSH format), as you got it from a source you trust.",
 )
+@click.option("--fingerprint", help="That key's fingerprint, in place of the key.")
 @click.option(
     "--checkpoint",
     "checkpoint_file",
@@ -33,13 +37,20 @@ from esper_events.verify import Report, verify_path
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(__version__, prog_name="esper-verify")
-def main(path: Path, key_file: Path | None, checkpoint_file: Path | None, as_json: bool) -> None:
-    """Check every byte of a run: a run directory or an exported file.
+def main(
+    path: Path,
+    key_file: Path | None,
+    fingerprint: str | None,
+    checkpoint_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Check every byte of a run (a run directory or an exported file) or of a proof.
 
     Signatures, hash chain, order, signed checkpoint, and the rules that every run obeys. Exit
-    code 0: the run is whole. 1: it is not; the line says what and where. 2: bad usage.
+    code 0: it is whole, and says what is not excluded. 1: it is not; the line says what and where.
+    2: bad usage.
     """
-    report = check(path, key_file, checkpoint_file)
+    report = check(path, key_file, fingerprint, checkpoint_file)
     try:
         show(path, report, as_json)
     except BrokenPipeError:
@@ -63,29 +74,55 @@ def trusted_key(key_file: Path | None) -> PublicKey | None:
         raise click.BadParameter(str(error), param_hint="--key") from error
 
 
-def check(path: Path, key_file: Path | None, checkpoint_file: Path | None) -> Report:
-    """Verify ``path`` with what the user trusts.
+def check(
+    path: Path, key_file: Path | None, fingerprint: str | None, checkpoint_file: Path | None
+) -> Report | ProofReport:
+    """Verify ``path``, a run or a proof, with what the user trusts.
 
     Raises:
-        click.BadParameter: a file of the user's holds no key or no checkpoint.
+        click.UsageError: a file of the user's holds no key or no checkpoint, the fingerprint is
+            none or comes on top of a key, or there is nothing that a proof could be held to.
     """
-    trusted = trusted_key(key_file)
+    trusted = _anchor(key_file, fingerprint)
     try:
         kept = None if checkpoint_file is None else load_checkpoint(checkpoint_file)
     except EsperEventsError as error:
         raise click.BadParameter(str(error), param_hint="--checkpoint") from error
+    try:
+        if _is_proof(path):
+            return verify_proof(path, trusted, kept)
+    except TrustError as error:
+        hint = "(--fingerprint, --key, --checkpoint)"
+        raise click.UsageError(f"{path}: {error} {hint}") from error
     return verify_path(path, trusted, kept)
 
 
-def show(path: Path, report: Report, as_json: bool) -> None:
+def _anchor(key_file: Path | None, fingerprint: str | None) -> Anchor | None:
+    if fingerprint is None:
+        return trusted_key(key_file)
+    if key_file is not None:
+        raise click.UsageError("--key and --fingerprint: name one of them")
+    try:
+        return Fingerprint(fingerprint)
+    except EsperEventsError as error:
+        raise click.BadParameter(str(error), param_hint="--fingerprint") from error
+
+
+def _is_proof(path: Path) -> bool:
+    try:
+        return begins_like_proof(path)
+    except OSError:
+        return False  # What cannot be read is told of by the verification of a run.
+
+
+def show(path: Path, report: Report | ProofReport, as_json: bool) -> None:
     """Print ``report`` for people, or as one JSON object."""
     if as_json:
         click.echo(json.dumps({"path": str(path), **dataclasses.asdict(report)}))
         return
     verdict = "ok" if report.ok else "FAILED"
     lines = [f"{path}: {verdict}: {report.message}"]
+    lines += [f"  {detail}" for detail in report.details]
     lines += [f"  note: {note}" for note in report.messages[1:]]
-    if report.ok:
-        lines.append(f"  head: {report.head}")
     for line in lines:
         click.echo(printable(line))

@@ -31,6 +31,18 @@ class CheckpointError(EsperEventsError):
     """Bytes that are not a checkpoint in the form this package writes."""
 
 
+class TextError(EsperEventsError):
+    """Lines that are not spelt as their form has them: the reason of another of these errors."""
+
+
+class FingerprintError(EsperEventsError):
+    """Text that is not the fingerprint of a key."""
+
+
+class TrustError(EsperEventsError):
+    """A proof was to be checked without anything from outside that it could be held to."""
+
+
 class ProofError(EsperEventsError):
     """A proof that does not hold, is not spelt as one, or that a log cannot give."""
 

@@ -6,6 +6,7 @@ refuses them, and every encoding that is not canonical or no point of the curve.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import stat
@@ -27,6 +28,7 @@ KEY_ID_BYTES = 17
 SIGNATURE_BYTES = 64
 MAX_KEY_FILE_BYTES = 16 * 1024
 
+_SSH_TYPE = b"ssh-ed25519"
 _P = 2**255 - 19
 _D = -121665 * pow(121666, -1, _P) % _P
 # y-coordinates of the eight points whose order divides 8: the identity, (0, -1), the two points
@@ -57,6 +59,16 @@ class PublicKey:
     def fingerprint(self) -> str:
         """What two people compare: ``ed25519:`` and SHA-256 of the key in hex."""
         return f"ed25519:{hashlib.sha256(self.raw).hexdigest()}"
+
+    @property
+    def openssh_fingerprint(self) -> str:
+        """The same as ``ssh-keygen -l`` prints it: ``SHA256:`` and base64 without its padding."""
+        blob = b"".join(len(part).to_bytes(4, "big") + part for part in (_SSH_TYPE, self.raw))
+        return f"SHA256:{base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip('=')}"
+
+    def vouches_for(self, key: PublicKey) -> bool:
+        """Whether ``key`` is this one; see `esper_events.anchor`."""
+        return key == self
 
     def verify(self, signature: bytes, data: bytes) -> bool:
         """Whether ``signature`` (64 bytes) is this key's over ``data``."""

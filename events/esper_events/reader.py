@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from esper_events.anchor import Anchor
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import (
     CHECKPOINT,
     MAX_CHECKPOINT_BYTES,
-    Checkpoint,
     SignedCheckpoint,
     parse_checkpoint,
 )
 from esper_events.errors import ChainError, CheckpointError
 from esper_events.events import Record
 from esper_events.framing import JOURNAL, LENGTH, read_frames
-from esper_events.keys import PublicKey
 
 MAGIC = b"esper export 1\n"
 """First bytes of an exported run; its layout stands in `esper_events.export`."""
@@ -28,10 +27,10 @@ class LogReader:
 
     Args:
         path: what to read.
-        trusted: the trainer's key where the caller knows it.
+        trusted: the trainer's key or its fingerprint where the caller knows it.
         kept: a checkpoint of this log that the caller kept: the log must bear it out as well.
 
-    Attributes: ``verifier`` (what was proven so far), and ``checkpoint``, the run's own signed
+    Attributes: ``verifier`` (what was proven so far), and ``signed``, the run's own signed
     checkpoint that the whole log agrees with, None until the end was reached or where there is
     none.
     """
@@ -39,12 +38,12 @@ class LogReader:
     def __init__(
         self,
         path: Path,
-        trusted: PublicKey | None = None,
+        trusted: Anchor | None = None,
         kept: SignedCheckpoint | None = None,
     ) -> None:
         self.path = Path(path)
         self.verifier = ChainVerifier(trusted)
-        self.checkpoint: Checkpoint | None = None
+        self.signed: SignedCheckpoint | None = None
         self._kept = kept
         if kept is not None:
             self.verifier.watch(kept.checkpoint.size)
@@ -72,7 +71,7 @@ class LogReader:
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
         if signed is not None:
-            self.checkpoint = self._agree(signed)
+            self.signed = self._agree(signed)
         self._agree_with_kept()
 
     def _read_export(self) -> Iterator[Record]:
@@ -88,14 +87,16 @@ class LogReader:
                 f"{signed.checkpoint.size}"
             )
         self.verifier.watched_roots[self.verifier.events] = self.verifier.tree.root()
-        self.checkpoint = self._agree(signed)
+        self.signed = self._agree(signed)
         self._agree_with_kept()
 
     def _agree_with_kept(self) -> None:
         if self._kept is not None:
             self._agree(self._kept, "the kept checkpoint")
 
-    def _agree(self, signed: SignedCheckpoint, name: str = "its signed checkpoint") -> Checkpoint:
+    def _agree(
+        self, signed: SignedCheckpoint, name: str = "its signed checkpoint"
+    ) -> SignedCheckpoint:
         """The checkpoint, if the log that was read bears it out."""
         checkpoint, verifier = signed.checkpoint, self.verifier
         if checkpoint.log != verifier.log:
@@ -109,7 +110,7 @@ class LogReader:
             )
         if checkpoint.root != verifier.watched_roots.get(checkpoint.size):
             raise ChainError(f"the first {checkpoint.size} events are not those {name} commits to")
-        return checkpoint
+        return signed
 
 
 def read_checkpoint(run_dir: Path) -> SignedCheckpoint | None:

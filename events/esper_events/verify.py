@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from esper_events.anchor import Anchor
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError, cause
-from esper_events.keys import PublicKey
 from esper_events.reader import LogReader
 
 
@@ -38,9 +38,14 @@ class Report:
         """The verdict in one line."""
         return self.messages[0]
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What is worth telling a person below the verdict."""
+        return (f"head: {self.head}",) if self.ok else ()
+
 
 def verify_path(
-    path: Path, trusted: PublicKey | None = None, kept: SignedCheckpoint | None = None
+    path: Path, trusted: Anchor | None = None, kept: SignedCheckpoint | None = None
 ) -> Report:
     """Check every byte of the run at ``path``, a run directory or an exported file.
 
@@ -68,7 +73,7 @@ def verify_path(
 
 def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> Report:
     """The report of a whole log, which bears out ``kept`` events, or of a bad one (None)."""
-    verifier, checkpoint = reader.verifier, reader.checkpoint
+    verifier, signed = reader.verifier, reader.signed
     return Report(
         ok=kept is not None,
         events=verifier.events,
@@ -77,14 +82,14 @@ def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> R
         ended=verifier.ended,
         key="" if verifier.key is None else verifier.key.fingerprint,
         log=verifier.log,
-        checkpoint=None if checkpoint is None else checkpoint.size,
+        checkpoint=None if signed is None else signed.checkpoint.size,
         kept=kept or None,
         messages=messages,
     )
 
 
 def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
-    verifier, checkpoint = reader.verifier, reader.checkpoint
+    verifier, signed = reader.verifier, reader.signed
     fingerprint = "" if verifier.key is None else verifier.key.fingerprint
     found = [
         f"whole: {verifier.events} events in {verifier.segments} segments of log {verifier.log}, "
@@ -93,7 +98,7 @@ def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
     if kept:
         found[0] += f", the first {kept} as the kept checkpoint has them"
     if not verifier.ended:
-        vouched = max(kept, 0 if checkpoint is None else checkpoint.size)
+        vouched = max(kept, 0 if signed is None else signed.checkpoint.size)
         last = f"event {vouched - 1}" if vouched else "the start"
         found.append(
             "the run has not ended in this log; a cut at a segment boundary "
@@ -102,7 +107,7 @@ def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
     if not (pinned or kept):
         found.append(
             "the key was taken from the log itself; a log made up whole under another key is "
-            "not excluded (compare the fingerprint, or pin the key)"
+            "not excluded (compare the fingerprint, or pin it)"
         )
     if kept < verifier.events or not verifier.ended:
         after = f" after event {kept - 1}" if kept else ""

@@ -34,7 +34,7 @@ def test_help_fits_a_screen_and_has_an_example(
 
 
 def test_the_verbs_are_those_that_the_guide_names() -> None:
-    assert VERBS == ["export-log", "repair", "replay", "rerun", "show", "train", "verify"]
+    assert VERBS == ["export-log", "prove", "repair", "replay", "rerun", "show", "train", "verify"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["verify", ".", "--key", "x"],
         ["show", "--colour"],
         ["train", "x.toml", "--seed", "many"],
+        ["prove", "."],
+        ["prove", ".", "-1"],
+        ["verify", ".", "--fingerprint", "ed25519:12"],
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
@@ -145,6 +148,7 @@ READERS = {
     "rerun": ["rerun", "run"],
     "repair": ["repair", "run"],
     "export-log": ["export-log", "run", "out"],
+    "prove": ["prove", "run", "0", "--out", "out"],
     "train": ["train", "--resume", "run"],
 }
 

@@ -1,0 +1,59 @@
+"""Making proofs from a run that one has, without the key that signed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from esper_events.checkpoint import SignedCheckpoint
+from esper_events.codec import encode_event
+from esper_events.errors import ProofError
+from esper_events.keys import PublicKey
+from esper_events.merkle import consistency_path, inclusion_path, leaf_hash
+from esper_events.proof import ConsistencyProof, InclusionProof
+from esper_events.reader import LogReader
+
+
+def prove_event(path: Path, index: int) -> InclusionProof:
+    """That event ``index`` stands in the run at ``path``, a run directory or an exported file.
+
+    Raises:
+        ProofError: the run's signed checkpoint does not count such an event, or there is none.
+        ChainError: the run is damaged.
+        OSError: the run cannot be read.
+    """
+    key, signed, hashes, event = _read(path, None, index)
+    if not 0 <= index < signed.checkpoint.size:
+        size = signed.checkpoint.size
+        raise ProofError(f"got event {index}, the signed checkpoint counts {size}, from 0")
+    return InclusionProof(key, event, index, tuple(inclusion_path(hashes, index)), signed)
+
+
+def prove_growth(path: Path, kept: SignedCheckpoint) -> ConsistencyProof:
+    """That the run at ``path`` went on from the checkpoint ``kept``.
+
+    Raises:
+        ProofError: the run's own checkpoint is older than ``kept``, or there is none.
+        ChainError: the run is damaged, or does not bear out ``kept``.
+        OSError: the run cannot be read.
+    """
+    key, signed, hashes, _ = _read(path, kept, None)
+    old, size = kept.checkpoint.size, signed.checkpoint.size
+    if old > size:
+        raise ProofError(f"the kept checkpoint counts {old} events, the run's own only {size}")
+    return ConsistencyProof(key, old, tuple(consistency_path(hashes, old)), signed)
+
+
+def _read(
+    path: Path, kept: SignedCheckpoint | None, index: int | None
+) -> tuple[PublicKey, SignedCheckpoint, list[bytes], bytes]:
+    """The key, the checkpoint, the hashes of all leaves that it counts, and event ``index``."""
+    reader, hashes, event = LogReader(path, kept=kept), [], b""
+    for record in reader.records():
+        data = encode_event(record.event)  # the bytes that were read: an event has one encoding
+        hashes.append(leaf_hash(data))
+        if record.index == index:
+            event = data
+    key, signed = reader.verifier.key, reader.signed
+    if key is None or signed is None:
+        raise ProofError("no signed checkpoint: the run's writer signs one when the run closes")
+    return key, signed, hashes[: signed.checkpoint.size], event
