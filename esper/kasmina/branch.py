@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.host_update import HostUpdate, OwnStates
-from esper.kasmina.isolation import ModuleState, RandomState
+from esper.kasmina.isolation import ModuleState
+from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import ops
-from esper.kasmina.activation import activation, given, input_name, turned
+from esper.kasmina.activation import activation, turned
 from esper.kasmina.errors import SlotError
-from esper.kasmina.graft import host_of
-from esper.kasmina.isolation import HostGuard, uncompiled
+from esper.kasmina.isolation import HostGuard
 from esper.kasmina.seed import Seed, evaluating, switched_on
 from esper.kasmina.shadow import LossFunction, scalar_loss
 
 ALPHAS = (0.0, 0.5, 1.0)
 
 _NESTED = (
-    "in evaluation mode the slot holds a nested tensor: make the nn.TransformerEncoder with "
-    "enable_nested_tensor=False"
+    "the slot holds a nested tensor: make the nn.TransformerEncoder with enable_nested_tensor=False"
 )
 
 
@@ -30,36 +29,89 @@ def contract_violations(
 ) -> list[str]:
     """What is wrong with ``seed`` in its slot; empty when contract and isolation hold.
 
+    All parts of :func:`contract_check` in one go, up to the first that finds anything.
+    """
+    return next(filter(None, contract_check(model, seed, loss_fn, batch)), [])
+
+
+def contract_check(
+    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
+) -> Iterator[list[str]]:
+    """What each part of the check finds wrong with ``seed`` in its slot.
+
     The contract: the blended activation has the shape, dtype, device and strides of the host's.
     The isolation: for a fixed cotangent the gradient that reaches the host's activation is that
     cotangent bit for bit at alpha 0, 1/2 and 1; no host parameter is reachable in the autograd
     graph from what the seed adds, nor, with the host frozen, from the seed's loss; the seed can
-    take its gradient, and fits in evaluation mode too. The host is left exactly as it was.
+    take its gradient, and fits in evaluation mode too.
+
+    No part takes more than one pass of the host, and each leaves it exactly as it was: the host
+    may train on between two of them. A part relies on those before it having found nothing.
     """
-    with HostGuard(model), torch.enable_grad():
-        problems = _training_problems(model, seed, loss_fn, batch)
-    if not problems:
-        problems = _evaluation_problems(model, seed, lambda: loss_fn(batch))
-    return list(dict.fromkeys(problems))
+    try:
+        names = {p: name for name, p in model.named_parameters()}
+        with HostGuard(model), torch.enable_grad(), _switched_on(model, seed, names) as probe:
+            loss = probe.loss(loss_fn, batch)
+            h, added = probe.activations[0], probe.added[0]
+            problems = _reachability_problems(names, added, "what the seed adds")
+            problems = problems or _reachability_problems(names, loss, "the seed's loss")
+            delta = added.detach()
+            del probe, loss, added
+        yield problems
+        yield _blend_problems(h, delta)
+        del h, delta
+        with HostGuard(model), torch.enable_grad(), _switched_on(model, seed) as probe:
+            problems = _gradient_problems(seed, probe.loss(loss_fn, batch))
+        yield problems
+    except _MisfitError as misfit:
+        yield [str(misfit)]
+        return
+    yield _evaluation_problems(model, seed, loss_fn, batch)
+
+
+def _evaluation_problems(
+    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
+) -> list[str]:
+    """What is wrong in evaluation mode, in which some hosts compute in another way.
+
+    A stock transformer encoder with a padding mask, for one, hands on nested tensors.
+    """
+    try:
+        with (
+            HostGuard(model, freeze=False),
+            evaluating(model, seed.body),
+            _switched_on(model, seed) as probe,
+        ):
+            probe.loss(loss_fn, batch)
+    except _MisfitError as misfit:
+        return [f"in evaluation mode {misfit}"]
+    return []
 
 
 class _MisfitError(Exception):
     """A seed that cannot be switched on; the message says why."""
 
 
-class _Watched(nn.Module):
+class _Probe(nn.Module):
     """A seed's body that keeps what it adds, once it fits, and the activation it adds that to.
 
-    While it runs, the parameters of the frozen host require gradients, so that the graph of what
-    it adds shows those that it computes with.
+    While it runs, the ``host`` parameters require gradients, so that the graph of what it adds
+    shows those that it computes with.
     """
 
-    def __init__(self, model: nn.Module, seed: Seed) -> None:
+    def __init__(self, seed: Seed, host: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.activations: list[Tensor] = []
         self.added: list[Tensor] = []
         self._seed = seed
-        self._host = [p for p in model.parameters() if p.is_leaf and p.is_floating_point()]
+        self._host = [p for p in host if p.is_leaf and p.is_floating_point()]
+
+    def loss(self, loss_fn: LossFunction, batch: Any) -> Tensor:
+        """That of one pass; raises ``_MisfitError`` unless it reaches the slot once."""
+        loss = scalar_loss(loss_fn(batch))
+        if len(self.added) != 1:
+            raise _MisfitError(_wrong_count(len(self.added)))
+        return loss
 
     def watch(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         """A hook on the module whose activation the seed changes."""
@@ -67,6 +119,9 @@ class _Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the seed adds; raises ``_MisfitError`` where it cannot be added."""
+        h = self.activations[-1]
+        if h.is_nested:
+            raise _MisfitError(_NESTED)
         frozen = [p for p in self._host if not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -75,73 +130,27 @@ class _Watched(nn.Module):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        if isinstance(delta, str):
-            raise _MisfitError(delta)
         placed = turned(delta, self._seed.slot.batch_axis) if delta.dim() > 1 else delta
-        if placed.shape != self.activations[-1].shape:
-            raise _MisfitError(_wrong_shape(self.activations[-1], placed))
+        if placed.shape != h.shape:
+            got, wanted = tuple(placed.shape), tuple(h.shape)
+            raise _MisfitError(f"the seed gives shape {got}, the slot wants {wanted}")
         self.added.append(placed)
         return delta
 
 
-def _training_problems(
-    model: nn.Module, seed: Seed, loss_fn: LossFunction, batch: Any
-) -> list[str]:
-    """What is wrong in one pass of the frozen host with the seed switched on."""
-    body = _Watched(model, seed)
-    handle = model.get_submodule(seed.slot.end).register_forward_hook(body.watch)
+@contextmanager
+def _switched_on(
+    model: nn.Module, seed: Seed, shown: Iterable[nn.Parameter] = ()
+) -> Iterator[_Probe]:
+    """Let ``model`` compute with ``seed`` at alpha 1, watched; of its parameters those ``shown``
+    can be seen in the graph of what the seed adds."""
+    probe = _Probe(seed, shown)
+    handle = model.get_submodule(seed.slot.end).register_forward_hook(probe.watch)
     try:
-        with switched_on(model, replace(seed, body=body)):
-            loss = scalar_loss(loss_fn(batch))
-            if len(body.added) != 1:
-                return [_wrong_count(len(body.added))]
-            (h,), (delta,) = body.activations, body.added
-            problems = _blend_problems(h, delta)
-            problems += _reachability_problems(model, delta, "what the seed adds")
-            if not problems:
-                problems = _reachability_problems(model, loss, "the seed's loss")
-                problems += _gradient_problems(seed, loss)
-            return problems
-    except _MisfitError as misfit:
-        return [str(misfit)]
+        with switched_on(model, replace(seed, body=probe)):
+            yield probe
     finally:
         handle.remove()
-
-
-def _activations(
-    model: nn.Module, seed: Seed, forward: Callable[[], object]
-) -> tuple[Tensor, Tensor | str]:
-    """The slot's activation, and what the seed adds to it or why it cannot."""
-    seen: dict[str, Tensor] = {}
-    added: list[Tensor | str] = []
-
-    first_module = model.get_submodule(seed.slot.start)
-    first = input_name(host_of(first_module))
-
-    def end(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        seen["h"] = activation(output).detach()
-        x = seen["x"] if seed.slot.source == "span" else seen["h"]
-        added.append(_addition(seed, turned(x, seed.slot.batch_axis)))
-
-    def start(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["x"] = given(args, kwargs, first).detach()
-
-    handles = [
-        model.get_submodule(seed.slot.end).register_forward_hook(end),
-        first_module.register_forward_pre_hook(start, with_kwargs=True),
-    ]
-    try:
-        with uncompiled():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(added) != 1:
-        return torch.empty(0), _wrong_count(len(added))
-    delta = added[0]
-    if isinstance(delta, Tensor) and delta.dim() > 1:
-        delta = turned(delta, seed.slot.batch_axis)
-    return seen["h"], delta
 
 
 def _wrong_count(calls: int) -> str:
@@ -150,14 +159,14 @@ def _wrong_count(calls: int) -> str:
     return f"loss_fn reached the slot {calls} times, wanted once a pass"
 
 
-def _addition(seed: Seed, x: Tensor) -> Tensor | str:
+def _addition(seed: Seed, x: Tensor) -> Tensor:
     """The body's output on ``x``, computed where the slot stands: autocast applies as it will."""
     try:
         delta: object = seed.body(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return f"the seed cannot run on its slot's activation: {error}"
+        raise _MisfitError(f"the seed cannot run on its slot's activation: {error}") from error
     if not isinstance(delta, Tensor):
-        return f"the seed gives {type(delta).__name__}, the slot wants a tensor"
+        raise _MisfitError(f"the seed gives {type(delta).__name__}, the slot wants a tensor")
     return delta
 
 
@@ -180,32 +189,11 @@ def _blend_problems(h: Tensor, delta: Tensor) -> list[str]:
         (gradient,) = torch.autograd.grad(out, host, cotangent, retain_graph=True)
         if not torch.equal(gradient, cotangent):
             problems.append(f"at alpha {alpha} the host's gradient is not the cotangent to the bit")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
-def _evaluation_problems(model: nn.Module, seed: Seed, forward: Callable[[], object]) -> list[str]:
-    """What is wrong in evaluation mode, in which some hosts compute in another way.
-
-    A stock transformer encoder with a padding mask, for one, hands on nested tensors.
-    """
-    with HostGuard(model, freeze=False), evaluating(model, seed.body):
-        h, delta = _activations(model, seed, forward)
-    if isinstance(delta, str):
-        return [f"in evaluation mode: {delta}"]
-    if h.is_nested:
-        return [_NESTED]
-    if delta.shape != h.shape:
-        return [f"in evaluation mode {_wrong_shape(h, delta)}"]
-    return []
-
-
-def _wrong_shape(h: Tensor, delta: Tensor) -> str:
-    return f"the seed gives shape {tuple(delta.shape)}, the slot wants {tuple(h.shape)}"
-
-
-def _reachability_problems(model: nn.Module, value: Tensor, what: str) -> list[str]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    reached = sorted(names[id(leaf)] for leaf in reachable_leaves(value) if id(leaf) in names)
+def _reachability_problems(names: Mapping[Any, str], value: Tensor, what: str) -> list[str]:
+    reached = sorted(names[leaf] for leaf in reachable_leaves(value) if leaf in names)
     return [f"host parameter {name} is reachable from {what}" for name in reached]
 
 

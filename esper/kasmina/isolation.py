@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.errors import IsolationError
+from esper.kasmina.random_state import RandomState, cuda_in_use
 
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
 _IMMUTABLE = (
@@ -45,45 +46,11 @@ _IMMUTABLE = (
 )
 
 
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-class RandomState:
-    """The state of every generator a model can draw from: torch (CPU and CUDA), Python, NumPy."""
-
-    def __init__(self) -> None:
-        self._torch = torch.default_generator.get_state()
-        self._cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else None
-        self._python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self._numpy = None if numpy is None else _listed(numpy.random.get_state(legacy=False))
-
-    def restore(self) -> None:
-        """Put every generator back to the captured state."""
-        torch.default_generator.set_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
-        random.setstate(self._python)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
-
-
-def _listed(state: dict[str, Any]) -> dict[str, Any]:
-    """NumPy's state with the words of its default generator as a list.
-
-    NumPy takes them back one by one, from a list 30 times as fast as from its own array.
-    """
-    if state["bit_generator"] == "MT19937":
-        state["state"]["key"] = state["state"]["key"].tolist()
-    return state
-
-
 def seed_everything(value: int) -> None:
     """Seed every generator a model can draw from with ``value`` (taken modulo 2**32)."""
     value %= 2**32
     torch.default_generator.manual_seed(value)
-    if _cuda_in_use():
+    if cuda_in_use():
         torch.cuda.manual_seed_all(value)
     random.seed(value)
     numpy = sys.modules.get("numpy")

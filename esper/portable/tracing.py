@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen, host_of
-from esper.kasmina.isolation import RandomState
+from esper.kasmina.random_state import RandomState
 from esper.portable.errors import ExportError
 from esper.portable.stock import passes_options, straight
 

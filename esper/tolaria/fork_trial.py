@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esper.kasmina.branch import Branch, hyperparameters_of
 from esper.kasmina.host_update import HostUpdate
-from esper.kasmina.isolation import RandomState
+from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction, held_out_losses
 from esper.telemetry.drift import activations, cosines
 from esper.telemetry.layers import Layer

@@ -20,8 +20,8 @@ from esper.kasmina.digest import model_digest
 from esper.kasmina.host import own_module
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.host_update import AccumulatedUpdate, Stateful, Update
-from esper.kasmina.isolation import RandomState
 from esper.kasmina.lattice import Lattice, describe_slots
+from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.memory import MemoryStore

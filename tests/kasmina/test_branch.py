@@ -16,8 +16,9 @@ from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.branch import Branch, hyperparameters_of
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.host_update import HostUpdate
-from esper.kasmina.isolation import RandomState, seed_everything
+from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import Lattice
+from esper.kasmina.random_state import RandomState
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import shadow_step
 from esper_events.stages import Stage

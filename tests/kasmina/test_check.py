@@ -176,7 +176,7 @@ def test_a_masked_stock_encoder_is_refused_because_of_its_evaluation_mode() -> N
     slot = find_slots(model, lambda: model(x)).slots["layers.0.linear1"]
     for padding, problems in (
         (None, []),
-        (mask, [check._NESTED]),
+        (mask, [f"in evaluation mode {check._NESTED}"]),
     ):
 
         def loss_fn(b: Tensor, padding: Tensor | None = padding) -> Tensor:

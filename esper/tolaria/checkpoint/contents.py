@@ -7,8 +7,6 @@ objects that they are. Taking copies nothing; the packer does that.
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -208,30 +206,3 @@ def _put_settings(group: dict[str, Any], kept: Mapping[str, Any]) -> None:
             here.copy_(value)  # A scheduler may hold this very tensor.
         else:
             group[name] = value
-
-
-def take_random_state() -> dict[str, Any]:
-    """Every generator that training can draw from: torch (CPU and CUDA), Python, NumPy."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.default_generator.get_state(),
-        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        name, key, *rest = numpy.random.get_state()
-        state["numpy"] = (str(name), torch.from_numpy(key.astype("int64")), *rest)
-    return state
-
-
-def put_back_random_state(state: Mapping[str, Any]) -> None:
-    """Put every generator back to where it was."""
-    torch.default_generator.set_state(state["torch"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
-        name, key, *rest = state["numpy"]
-        numpy.random.set_state((name, key.numpy().astype("uint32"), *rest))

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from esper.kasmina.host_update import Stateful
+from esper.kasmina.random_state import RandomState
 from esper.tamiyo.interface import Restorable
 from esper.tolaria.checkpoint.contents import (
     Host,
     put_back_optimizer,
-    put_back_random_state,
     take_optimizer,
-    take_random_state,
 )
 from esper.tolaria.checkpoint.file import CheckpointError
 from esper.tolaria.checkpoint.values import Packer
@@ -57,7 +56,7 @@ class Training:
             "seeds": seeds.snapshot(),
             "controller": self._controller.state(),
             "objects": {name: held.state_dict() for name, held in self._objects.items()},
-            "random": take_random_state(),
+            "random": RandomState().values(),
         }
 
     def put_back(self, taken: Mapping[str, Any]) -> None:
@@ -77,4 +76,4 @@ class Training:
         # Behind the schedulers, which may write into the groups as they load.
         put_back_optimizer(self._optimizer, self._model, taken["optimizer"])
         self._controller.restore(taken["controller"])
-        put_back_random_state(taken["random"])
+        RandomState.of(taken["random"]).restore()
