@@ -16,7 +16,8 @@ from esper.kasmina.graft import GraftedSeed, attach, detach
 from esper.kasmina.host_optimizer import adopt_parameters, drop_parameters
 from esper.kasmina.record import record_of
 from esper.kasmina.seed import Seed
-from esper.kasmina.slots import SlotMap, find_slots
+from esper.kasmina.slot_map import SlotMap
+from esper.kasmina.slots import find_slots
 from esper_events.events import SlotDeclared
 from esper_events.stages import BLENDED, Stage
 

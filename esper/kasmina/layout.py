@@ -28,6 +28,11 @@ class Layout:
     batch_axis: int
     batch: int
 
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The shape with the batch in it, as the host has it."""
+        return (*self.shape[: self.batch_axis], self.batch, *self.shape[self.batch_axis :])
+
     def matches(self, other: Layout) -> bool:
         """Whether one seed can read this and add to ``other``: the same examples in one order."""
         mine, its = (

@@ -13,7 +13,7 @@ class SlotType:
     """How a kind of module lays its activations out.
 
     ``feature_axis`` counts with the batch dimension, from the end where it is negative;
-    ``dimensions`` is the number of dimensions of a batched input, where only one is.
+    ``dimensions`` is the number of dimensions of a batched activation, where only one is.
     """
 
     feature_axis: int
@@ -23,7 +23,16 @@ class SlotType:
 _TYPES: dict[type[nn.Module], SlotType] = {
     nn.Linear: SlotType(-1),
     nn.LayerNorm: SlotType(-1),
+    nn.RMSNorm: SlotType(-1),
+    nn.Embedding: SlotType(-1),
+    nn.EmbeddingBag: SlotType(-1, dimensions=2),
     nn.MultiheadAttention: SlotType(-1, dimensions=3),
+    nn.RNN: SlotType(-1, dimensions=3),
+    nn.GRU: SlotType(-1, dimensions=3),
+    nn.LSTM: SlotType(-1, dimensions=3),
+    nn.RNNCell: SlotType(-1, dimensions=2),
+    nn.GRUCell: SlotType(-1, dimensions=2),
+    nn.LSTMCell: SlotType(-1, dimensions=2),
     nn.Conv1d: SlotType(1, dimensions=3),
     nn.Conv2d: SlotType(1, dimensions=4),
     nn.BatchNorm1d: SlotType(1),
@@ -70,7 +79,36 @@ def register_slot_type(kind: type[nn.Module], feature_axis: int) -> None:
 
 def slot_type(module: nn.Module) -> SlotType | None:
     """The slot type of ``module``, seen through weight and spectral norm; None for all others."""
-    return _TYPES.get(parametrize.type_before_parametrizations(module))
+    kind = parametrize.type_before_parametrizations(module)
+    return _TYPES.get(kind) or _of_transformers(kind)
+
+
+def _of_transformers(kind: type[nn.Module]) -> SlotType | None:
+    """The layers that Hugging Face's models have in place of torch's, known by name: the package
+    is not imported for it."""
+    if not kind.__module__.startswith("transformers."):
+        return None
+    last = kind.__name__ == "Conv1D" or kind.__name__.endswith(("RMSNorm", "T5LayerNorm"))
+    return SlotType(-1) if last else None
+
+
+def why_no_slot(module: nn.Module) -> str:
+    """The reason for a module of a type that carries no slots, and what to do about it."""
+    kind = parametrize.type_before_parametrizations(module)
+    reason = f"no slots on {kind.__name__}"
+    if kind.__module__.startswith("torch."):
+        return reason
+    known = next((base for base in kind.__mro__ if base in _TYPES), None)
+    if known is not None:
+        axis = _TYPES[known].feature_axis
+        return (
+            f"{reason}, which may lay out its features in another way than {known.__name__}; if "
+            f"not: esper.register_slot_type({kind.__name__}, feature_axis={axis})"
+        )
+    if next(module.parameters(), None) is not None:
+        call = f"esper.register_slot_type({kind.__name__}, feature_axis=...)"
+        return f"{reason} unless you tell where its features are: {call}"
+    return reason
 
 
 def known_types() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from esper.kasmina.activation import activation, given, input_name
 from esper.kasmina.graft import host_of
@@ -19,6 +20,7 @@ class Call:
     """What one module was seen doing in a forward pass, in its latest call.
 
     ``outputs`` is the length of the tuple that the module returned, 0 where it returned none.
+    ``packed`` tells that it was given a packed sequence.
     ``autocast`` tells that it may have computed in another dtype than its parameters have.
     """
 
@@ -27,6 +29,7 @@ class Call:
     input: Tensor | None = None
     output: Tensor | None = None
     outputs: int = 0
+    packed: bool = False
     autocast: bool = False
 
 
@@ -41,8 +44,10 @@ def tracing(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
         ) -> None:
             call = calls.setdefault(name, Call(order=len(calls)))
             call.count += 1
-            call.input = _tensor(given(args, kwargs, first))
-            call.output = _tensor(activation(output) if output != () else None)
+            x = given(args, kwargs, first)
+            call.input = _tensor(x)
+            call.packed = isinstance(x, PackedSequence)
+            call.output = _tensor(activation(output) if _may_start_with_one(output) else None)
             call.outputs = len(output) if isinstance(output, tuple) else 0
             device = "cpu" if call.output is None else call.output.device.type
             call.autocast = torch.is_autocast_enabled(device)
@@ -58,6 +63,12 @@ def tracing(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _may_start_with_one(output: object) -> bool:
+    """Whether an activation can be taken out of ``output`` and another put in its place: a tuple
+    of a type of its own could not be made again."""
+    return not isinstance(output, tuple) or (type(output) is tuple and len(output) > 0)
 
 
 def _tensor(value: object) -> Tensor | None:

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from esper.kasmina.random_state import RandomState
 from esper.portable.errors import ExportError
 from esper.portable.stock import passes_options, straight
 
-_INLINE = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.LayerNorm)
+_INLINE = (
+    *(nn.Linear, nn.Conv2d, nn.Conv1d, nn.LayerNorm),
+    *(nn.RMSNorm, nn.Embedding, nn.EmbeddingBag),
+)
 """Hosts whose forward is one function of their own parameters: these keep their names."""
 
 _HOOKS = (
@@ -295,5 +299,8 @@ def _carry_over(region: nn.Module, host: nn.Module, new: fx.GraphModule) -> None
     }
     if isinstance(host, nn.MultiheadAttention):
         kept["in_proj_bias"] = None  # Stock layers ask for it; without, they take the slow path.
+    if isinstance(host, nn.TransformerEncoderLayer) and not hasattr(new, "self_attn"):
+        # The encoder around it asks its first layer.
+        kept["self_attn"] = SimpleNamespace(batch_first=host.self_attn.batch_first)
     vars(new).update(kept)
     new.meta[_KEPT_BY_COPIES] = kept

@@ -14,7 +14,6 @@ from torch.nn.utils import parametrize
 from esper.kasmina.graft import host_of, module_at
 from esper.kasmina.signature import Slot
 from esper.kasmina.slot_types import slot_type
-from esper.telemetry.errors import TelemetryError
 
 MAX_ROWS = 2048
 """Examples and positions of one batch that enter second moments; sums over all of a sequence's
@@ -56,17 +55,15 @@ class Layer:
 def layers_of(model: nn.Module, slots: Iterable[Slot]) -> list[Layer]:
     """The layers that carry slots, in order of the forward pass; graft points are looked through.
 
-    Raises:
-        TelemetryError: a slot's module is of no registered type.
+    A block is left to the layers inside it.
     """
     layers = []
     for slot in slots:
         if slot.source == "output":
             module = host_of(module_at(model, slot.end))
             kind = slot_type(module)
-            if kind is None:
-                raise TelemetryError(f"{slot.end}: {type(module).__name__} is no slot type")
-            layers.append(Layer(slot.end, module, kind.feature_axis, slot.batch_axis))
+            if kind is not None:
+                layers.append(Layer(slot.end, module, kind.feature_axis, slot.batch_axis))
     return layers
 
 

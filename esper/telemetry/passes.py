@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from esper.kasmina.activation import activation, given, input_name, turned
+from esper.kasmina.carriers import BLENDABLE
 from esper.kasmina.isolation import HostGuard, uncompiled
 from esper.kasmina.seed import evaluating
 from esper.kasmina.shadow import LossFunction, scalar_loss
-from esper.kasmina.slots import BLENDABLE
 from esper.telemetry.errors import TelemetryError
 from esper.telemetry.layers import Layer
 from esper.telemetry.meter import LayerMeter

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from esper.kasmina import ops
 from esper.kasmina._lattice import TelemetryRing
 from esper.kasmina.activation import activation
-from esper.kasmina.slots import BLENDABLE
+from esper.kasmina.carriers import BLENDABLE
 from esper.telemetry.errors import TelemetryError
 from esper.telemetry.layers import Layer
 

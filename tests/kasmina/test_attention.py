@@ -184,7 +184,8 @@ def test_every_slot_of_stock_transformers_takes_a_seed_in_both_modes(
     model, x = make(batch_first), tokens(batch_first)
     slots = slots_of(model, x).slots
     kinds = {type(model.get_submodule(slot.end)) for slot in slots.values()}
-    assert kinds == {nn.MultiheadAttention, nn.LayerNorm, nn.Linear}
+    blocks = {nn.TransformerEncoderLayer} if make is encoder else set()
+    assert kinds == {nn.MultiheadAttention, nn.LayerNorm, nn.Linear, *blocks}
     assert {slot.batch_axis for slot in slots.values()} == {0 if batch_first else 1}
     assert any(slot.start != slot.end and "attn" in slot.end for slot in slots.values())
     for slot in slots.values():

@@ -56,13 +56,13 @@ def test_every_slot_within_a_stock_layer_becomes_plain_with_the_same_bits(
     for slot in slots_of(make(), x).values():
         torch.manual_seed(1)
         model = grow(make(), x, (slot.id, fitting(slot)[0].name))
-        if slot.start.rpartition(".")[0] != slot.end.rpartition(".")[0]:
+        if slot.start.split(".")[:2] != slot.end.split(".")[:2] and make is not Decoder:
             across += 1
             with pytest.raises(ExportError, match=r"spans several modules of the model \(Transf"):
                 esper.export(model)
             continue
         assert equal(outputs(esper.export(model), x), outputs(model, x)), slot.id
-    assert across == (0 if make is Decoder else 3)
+    assert across == (0 if make is Decoder else 4)
 
 
 def test_masks_go_through_an_exported_layer() -> None:
