@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from esper.kasmina.activation import activation, given, input_name, turned, with_activation
 from esper.kasmina.graft import SpanInput, host_of
 from esper.kasmina.isolation import uncompiled
+from esper.kasmina.onward import Onward
 from esper.kasmina.signature import Slot
+from esper_events.events import Objective
 
 
 @dataclass(eq=False)
@@ -21,7 +23,8 @@ class Seed:
     """One attempt to grow: its number, its slot, its body and the optimizer of its trial.
 
     ``body`` maps ``[batch, *in_shape]`` to ``[batch, *out_shape]`` of the slot; ``recipe`` is the
-    canonical text of the blueprint that it was built from, where there is one.
+    canonical text of the blueprint that it was built from, where there is one. ``objective`` is what
+    it learns from in its trial, ``onward`` the way to the next layer where that needs one.
     """
 
     id: int
@@ -31,6 +34,8 @@ class Seed:
     optimizer: torch.optim.Optimizer | None = None
     shadow_steps: int = 0
     recipe: bytes = b""
+    objective: Objective = "shadow"
+    onward: Onward | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:

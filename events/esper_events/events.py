@@ -18,6 +18,19 @@ Figures = dict[str, float]
 LocalObjective = Literal["reconstruction", "negative_gradient", "next_layer"]
 """What a seed in TRAINING learns from where that is not the host's own loss."""
 
+Objective = Literal["shadow", LocalObjective]
+"""What a seed in TRAINING learns from."""
+
+
+def recorded(objective: Objective) -> LocalObjective | msgspec.UnsetType:
+    """``objective`` as it stands on record, where the shadow objective is left out."""
+    return msgspec.UNSET if objective == "shadow" else objective
+
+
+def objective_of(on_record: LocalObjective | msgspec.UnsetType) -> Objective:
+    """The objective that stands on record so."""
+    return "shadow" if on_record is msgspec.UNSET else on_record
+
 
 class _Event(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
