@@ -92,8 +92,7 @@ def check(
         if _is_proof(path):
             return verify_proof(path, trusted, kept)
     except TrustError as error:
-        hint = "(--fingerprint, --key, --checkpoint)"
-        raise click.UsageError(f"{path}: {error} {hint}") from error
+        raise click.UsageError(f"{path}: {error}") from error
     return verify_path(path, trusted, kept)
 
 

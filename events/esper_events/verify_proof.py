@@ -84,7 +84,7 @@ def _inclusion(
     if trusted is None and kept is None:
         raise TrustError(
             "anybody can make a proof under a key of their own: name the fingerprint or the key "
-            "that you trust, or a checkpoint that you kept"
+            "that you trust, or a checkpoint that you kept (--fingerprint, --key, --checkpoint)"
         )
     _check_signer(proof, trusted, kept)
     event = _included(proof, kept)
@@ -120,7 +120,7 @@ def _consistency(
 ) -> ProofReport:
     if kept is None:
         raise TrustError(
-            "a consistency proof goes on from a checkpoint that you kept: name that checkpoint"
+            "a consistency proof goes on from a checkpoint that you kept: name it (--checkpoint)"
         )
     _check_signer(proof, trusted, kept)
     _check_consistent(proof, kept)
