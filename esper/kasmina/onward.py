@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -27,11 +28,10 @@ from esper.kasmina.signature import Slot
 _PLAIN = (type(None), bool, int, float, str)
 
 
-class _Flow:
+class _Argument(Enum):
     """Stands in recorded arguments where the tensor of the step before goes."""
 
-
-_FLOW = _Flow()
+    FLOW = auto()
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class Step:
 
     def run(self, model: nn.Module, h: Tensor) -> Tensor:
         """The module's activation on ``h``."""
-        args = [h if value is _FLOW else value for value in self.args]
-        kwargs = {name: h if value is _FLOW else value for name, value in self.kwargs.items()}
+        args = [h if value is _Argument.FLOW else value for value in self.args]
+        kwargs = {
+            name: h if value is _Argument.FLOW else value for name, value in self.kwargs.items()
+        }
         value: Tensor = activation(module_at(model, self.path)(*args, **kwargs))
         return value
 
@@ -144,8 +146,8 @@ def _step(call: _Call, h: Tensor) -> Step:
                 f"the next layer cannot be run by itself: {call.path!r} is given a "
                 f"{type(value).__name__} besides the activation; wanted another objective"
             )
-    args = tuple(_FLOW if value is h else value for value in call.args)
-    kwargs = {name: _FLOW if value is h else value for name, value in call.kwargs.items()}
+    args = tuple(_Argument.FLOW if value is h else value for value in call.args)
+    kwargs = {name: _Argument.FLOW if value is h else value for name, value in call.kwargs.items()}
     return Step(call.path, args, kwargs)
 
 

@@ -23,8 +23,8 @@ class Seed:
     """One attempt to grow: its number, its slot, its body and the optimizer of its trial.
 
     ``body`` maps ``[batch, *in_shape]`` to ``[batch, *out_shape]`` of the slot; ``recipe`` is the
-    canonical text of the blueprint that it was built from, where there is one. ``objective`` is what
-    it learns from in its trial, ``onward`` the way to the next layer where that needs one.
+    canonical text of the blueprint that it was built from, where there is one. ``objective`` is
+    what it learns from in its trial, ``onward`` the way to the next layer where that needs one.
     """
 
     id: int
