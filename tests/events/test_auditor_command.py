@@ -115,6 +115,7 @@ def test_bad_usage_exits_2(directory: Path, tmp_path: Path) -> None:
         (directory, "--key", noise),
         (directory, "--checkpoint", tmp_path / "missing"),
         (directory, "--checkpoint", noise),
+        (directory, "--fingerprint", "noise"),
         (directory, "--nonsense"),
     ):
         result = esper_verify(*arguments)
