@@ -12,6 +12,7 @@ from esper_events.events import (
     Event,
     GateMeasured,
     LatticeDeclared,
+    PassesSeparated,
     PlateauDetected,
     Record,
     ReplicaChanged,
@@ -87,6 +88,8 @@ class Story:
                     event.step,
                     f"circuit breaker {event.breaker} {event.state}: {event.reason}",
                 )
+            case PassesSeparated():
+                return event.step, f"no shared passes for {event.purpose} from here: {event.reason}"
             case ReplicaChanged():
                 return None, _replica(event)
             case RunEnded():

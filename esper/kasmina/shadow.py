@@ -15,6 +15,10 @@ from esper.kasmina.seed import Seed, evaluating, switched_on
 LossFunction = Callable[[Any], Tensor]
 """The user's own objective: a batch in, a scalar loss out, the model called inside."""
 
+SEED_FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
+"""What a seed's body raises on an activation that it cannot take. The trial then ends, and the
+host trains on; a fault of the user's own objective shows in the host's pass just as well."""
+
 
 def scalar_loss(loss: object) -> Tensor:
     """``loss`` itself when it is a scalar tensor.

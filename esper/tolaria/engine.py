@@ -24,8 +24,9 @@ from esper.tolaria.decisions import Decisions, Ticket
 from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.observer import SeedRow
+from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
-from esper.tolaria.trials import Trial, new_seed, train_in_shadow
+from esper.tolaria.trials import Trial, new_seed
 from esper.tolaria.watch import Watch
 from esper_events.events import PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
@@ -42,7 +43,8 @@ class Engine:
         self.decisions = Decisions(log, settings)
         self.transitions = Transitions(context, self.decisions)
         self.trials = self.transitions.trials
-        self.watch = Watch(context, self.transitions, self.decisions)
+        self._passes = ShadowPasses(context)
+        self.watch = Watch(context, self.transitions, self.decisions, self._passes)
         self._gatekeeper = Gatekeeper(context, self.transitions, self.watch)
         self._context = context
         self._settings = settings
@@ -73,6 +75,7 @@ class Engine:
             "held_out": list(self.watch.held_out),
             "seeds_made": self._seeds_made,
             "recorded_at": self._recorded_at,
+            "separate": sorted(self._passes.separate),
         }
 
     def restore(self, kept: Mapping[str, Any], told: Callable[[int], Ticket]) -> None:
@@ -86,6 +89,7 @@ class Engine:
         self.watch.held_out[:] = kept["held_out"]
         self._seeds_made = kept["seeds_made"]
         self._recorded_at = kept["recorded_at"]
+        self._passes.separate.update(kept["separate"])
 
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
@@ -166,13 +170,11 @@ class Engine:
         return False
 
     def _train_trials(self, step: int, batch: Any) -> None:
-        for trial in self.watch.in_stages(frozenset({Stage.TRAINING})):
-            if not trial.broken:
-                train_in_shadow(
-                    self.lattice, trial, self._context.loss_fn, batch, self._context.run_seed
-                )
-                if trial.broken:
-                    self.decisions.withdraw(trial.seed.id, step, trial.broken)
+        trials = [t for t in self.watch.in_stages(frozenset({Stage.TRAINING})) if not t.stopped]
+        self._passes.train(trials, batch, step)
+        for trial in trials:
+            if trial.stopped:
+                self.decisions.withdraw(trial.seed.id, step, trial.broken)
 
     def _consult(self, step: int) -> None:
         """Cull what is broken and ask the controller, where the log can be relied on."""

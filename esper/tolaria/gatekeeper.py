@@ -6,14 +6,14 @@ import math
 import time
 
 from esper.kasmina.check import contract_violations
-from esper.kasmina.shadow import held_out_losses
+from esper.kasmina.shadow import SEED_FAULTS, held_out_losses
 from esper.telemetry.layers import layers_of, outside
 from esper.tolaria import gates
 from esper.tolaria.context import Context
 from esper.tolaria.gates import GateResult
 from esper.tolaria.statistics import paired_gain, spent
 from esper.tolaria.transitions import NEXT, Transitions
-from esper.tolaria.trials import SEED_FAULTS, Trial, live_stage
+from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
 from esper_events.events import GateMeasured
 from esper_events.stages import GATES, Gate, Stage

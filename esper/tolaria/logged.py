@@ -13,6 +13,7 @@ from esper_events.events import (
     BlueprintRegistered,
     CheckpointWritten,
     Event,
+    PassesSeparated,
     Record,
     RunEnded,
     RunStarted,
@@ -93,6 +94,8 @@ def _add(run: LoggedRun, event: Event) -> None:
         case TransitionApplied(step=step) | TransitionLapsed(step=step):
             run.at[step].append(event)
         case WeightsRecorded(step=step) | CheckpointWritten(step=step) | SeedFolded(step=step):
+            run.at[step].append(event)
+        case PassesSeparated(step=step, purpose="training"):
             run.at[step].append(event)
         case RunEnded():
             run.ended = event

@@ -16,11 +16,13 @@ from esper.projections.lattice import LatticeState
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Change
 from esper.tolaria.logged import LoggedRun, RerunError
+from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
-from esper.tolaria.trials import Trial, live_stage, new_seed, train_in_shadow
+from esper.tolaria.trials import Trial, live_stage, new_seed
 from esper_events.events import (
     CheckpointWritten,
     Event,
+    PassesSeparated,
     SeedFolded,
     TransitionApplied,
     TransitionDecided,
@@ -117,6 +119,7 @@ class Rerun:
         self._decisions = LoggedDecisions()
         folded = logged.folded
         self.transitions = Transitions(context, self._decisions, folds=lambda n: n in folded)
+        self._passes = ShadowPasses(context)
         self._context = context
         self._logged = logged
         self._lapsed = 0
@@ -133,7 +136,7 @@ class Rerun:
             transitions.fork.follow(batch)
             self.lattice.tick()
         if step % self._context.settings.shadow_every == 0:
-            self._train_trials(self._context.update.one(batch))
+            self._train_trials(step, self._context.update.one(batch))
         for event in self._logged.at.get(step, ()):
             self._follow(event, step)
         transitions.mark()
@@ -146,11 +149,10 @@ class Rerun:
         """The lattice as far as it has been re-run."""
         return self.transitions.state(records, self._lapsed)
 
-    def _train_trials(self, batch: Any) -> None:
-        for trial in list(self.transitions.trials.values()):
-            if live_stage(self.lattice, trial) is Stage.TRAINING and not trial.broken:
-                seed = self._logged.started.seed
-                train_in_shadow(self.lattice, trial, self._context.loss_fn, batch, seed)
+    def _train_trials(self, step: int, batch: Any) -> None:
+        trials = self.transitions.trials.values()
+        training = [t for t in trials if live_stage(self.lattice, t) is Stage.TRAINING]
+        self._passes.train([t for t in training if not t.stopped], batch, step)
 
     def _follow(self, event: Event, step: int) -> None:
         match event:
@@ -172,6 +174,9 @@ class Rerun:
                 self._compare(step, f"module {module} with seed {seed} folded in", here, logged)
             case CheckpointWritten(weights=logged):
                 self._compare(step, "the host", model_digest(self.lattice.model), logged)
+            case PassesSeparated():
+                here = "separate" if "training" in self._passes.separate else "shared"
+                self._compare(step, "the pass of seeds on trial", here, "separate")
             case WeightsRecorded(tensors=logged_tensors):
                 self._compare_tensors(step, logged_tensors)
 

@@ -23,7 +23,8 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``max_growths``: fossils after which the run only trains.
     - ``trials``: seeds that one tournament germinates; ``trial_steps``: shadow steps of the
       longest trial; ``rungs``: times that a tournament halves; ``shadow_every``: a shadow pass
-      is run at every n-th step.
+      is run at every n-th step; ``share``: seeds that share one, at most. Downstream of its slot
+      each has activations of its own, so a large host may want fewer; 1 keeps them apart.
     - ``seed_lr_scale``: learning rate of a seed in TRAINING, as a multiple of its host group's.
     - ``max_added_parameters``: budget of all fossils and the seed being grafted.
     - ``blend_steps``, ``stabilize_steps``, ``evaluate_steps``: lengths of the blended stages.
@@ -59,6 +60,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     trial_steps: Count = 200
     rungs: Steps = 2
     shadow_every: Count = 1
+    share: Count = 16
     seed_lr_scale: Positive = 1.0
     max_added_parameters: Count = 1_000_000
     blend_steps: Count = 200

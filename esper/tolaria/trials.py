@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -16,16 +14,11 @@ from esper.blueprints.ir import Blueprint
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.seed import Seed
-from esper.kasmina.shadow import LossFunction, held_out_losses, shadow_step
 from esper.kasmina.signature import Slot
 from esper.tamiyo.interface import Candidate
 from esper.tolaria.statistics import paired_gain
 from esper_events.events import TrialMeasured
 from esper_events.stages import Stage
-
-SEED_FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
-"""What a seed's body raises on an activation that it cannot take. The trial then ends, and the
-host trains on; a fault of the user's own objective shows in the host's pass just as well."""
 
 
 @dataclass(eq=False)
@@ -33,7 +26,9 @@ class Trial:
     """One seed, from the proposal to its end.
 
     ``refused_at`` is the number of measurements there were when a gate last refused it: a gate
-    is not asked again before there is a new one.
+    is not asked again before there is a new one. ``broken`` says why it has to end; a trial that
+    is ``stopped`` learns no more, while one that broke as it was measured learns on until its end,
+    so that the passes of training are the same in a re-run, which measures nothing.
     """
 
     seed: Seed
@@ -43,6 +38,11 @@ class Trial:
     refusals: int = 0
     refused_at: int = 0
     broken: str = ""
+    stopped: bool = False
+
+    def stop(self, reason: str) -> None:
+        """End it because it cannot learn."""
+        self.broken, self.stopped = reason, True
 
 
 def derived_seed(*parts: object) -> int:
@@ -65,35 +65,10 @@ def give_optimizer(lattice: Lattice, seed: Seed, lr_scale: float) -> None:
     seed.optimizer = seed_optimizer(lattice.optimizer, seed.trainable, host, lr_scale)
 
 
-def train_in_shadow(
-    lattice: Lattice, trial: Trial, loss_fn: LossFunction, batch: Any, run_seed: int
-) -> None:
-    """One shadow step; an exception or a loss that is not finite marks the trial as broken."""
-    draw = derived_seed(run_seed, "shadow", trial.seed.id, trial.seed.shadow_steps)
-    try:
-        loss = shadow_step(lattice.model, trial.seed, loss_fn, batch, draw)
-    except SEED_FAULTS as error:
-        trial.broken = f"its shadow pass failed: {error}"
-        return
-    if not math.isfinite(loss):
-        trial.broken = f"its shadow loss is {loss}"
-
-
-def measure_trial(
-    lattice: Lattice,
-    trial: Trial,
-    loss_fn: LossFunction,
-    batches: Sequence[Any],
-    baseline: Sequence[float],
-    step: int,
-) -> TrialMeasured | None:
-    """Measure the seed's held-out gain over ``baseline``, the host's losses on ``batches``; None
-    marks the trial as broken."""
-    try:
-        losses = held_out_losses(lattice.model, loss_fn, batches, trial.seed)
-    except SEED_FAULTS as error:
-        trial.broken = f"its measurement failed: {error}"
-        return None
+def measured(
+    trial: Trial, baseline: Sequence[float], losses: Sequence[float], step: int
+) -> TrialMeasured:
+    """Enter the seed's held-out gain over ``baseline``, the host's losses on the same batches."""
     gain = paired_gain(baseline, losses)
     trial.gains.append(gain.relative)
     figures = {

@@ -14,8 +14,9 @@ from esper.telemetry.passes import measure
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions
 from esper.tolaria.observer import SeedRow
+from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
-from esper.tolaria.trials import Trial, candidates, live_stage, measure_trial
+from esper.tolaria.trials import Trial, candidates, live_stage, measured
 from esper_events.events import Figures
 from esper_events.stages import BLENDED, LIVE, Stage
 
@@ -28,7 +29,13 @@ _HELD_BACK = 3
 class Watch:
     """The history of the held-out loss, and views of the seeds on trial."""
 
-    def __init__(self, context: Context, transitions: Transitions, decisions: Decisions) -> None:
+    def __init__(
+        self,
+        context: Context,
+        transitions: Transitions,
+        decisions: Decisions,
+        passes: ShadowPasses,
+    ) -> None:
         self.held_out: list[tuple[int, float]] = []
         """(step, mean loss on the watched batches), oldest first; whole, because a controller's
         patience may reach far back."""
@@ -37,6 +44,7 @@ class Watch:
         self._settings = context.settings
         self._transitions = transitions
         self._decisions = decisions
+        self._passes = passes
 
     @property
     def loss(self) -> float:
@@ -58,11 +66,10 @@ class Watch:
         loss_fn, batches = self._context.loss_fn, self._context.parts.watch
         baseline = held_out_losses(self._lattice.model, loss_fn, batches)
         self.held_out.append((step, sum(baseline) / len(baseline)))
-        for trial in self.in_stages(frozenset({Stage.TRAINING})):
-            if not trial.broken:
-                event = measure_trial(self._lattice, trial, loss_fn, batches, baseline, step)
-                if event is not None:
-                    self._context.log.append(event)
+        trials = [t for t in self.in_stages(frozenset({Stage.TRAINING})) if not t.broken]
+        for trial, losses in zip(trials, self._passes.measure(trials, batches, step), strict=True):
+            if losses is not None:
+                self._context.log.append(measured(trial, baseline, losses, step))
         fork = self._transitions.fork
         for trial in self.in_stages(frozenset({Stage.EVALUATING})):
             if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
@@ -103,7 +110,7 @@ class Watch:
         an older one.
         """
         settings = self._settings
-        measured = self.held_out[-1][0] - trial.since if self.held_out else -1
+        age = self.held_out[-1][0] - trial.since if self.held_out else -1
         match live_stage(self._lattice, trial):
             case Stage.GERMINATED:
                 return True
@@ -112,10 +119,10 @@ class Watch:
             case Stage.GRAFTING:
                 return self._lattice.alpha(trial.seed.id) == 1.0
             case Stage.STABILIZING:
-                return measured >= settings.stabilize_steps
+                return age >= settings.stabilize_steps
             case Stage.EVALUATING:
                 fork = self._transitions.fork
-                done = measured >= settings.evaluate_steps
+                done = age >= settings.evaluate_steps
                 return done and fork is not None and fork.measured
             case _:
                 return False

@@ -198,6 +198,15 @@ class BreakerChanged(_Event, frozen=True, tag="breaker.changed"):
     reason: str
 
 
+class PassesSeparated(_Event, frozen=True, tag="passes.separated"):
+    """From ``step`` on seeds on trial that had shared a pass of the host have passes of their own,
+    because the host or its objective cannot be run for several at once."""
+
+    step: int
+    purpose: Literal["training", "measuring"]
+    reason: str
+
+
 class ReplicaChanged(_Event, frozen=True, tag="replica.changed"):
     """The copy of the log on the server fell behind the journal, or caught up with it."""
 
@@ -232,6 +241,7 @@ Event = (
     | WeightsRecorded
     | CheckpointWritten
     | BreakerChanged
+    | PassesSeparated
     | ReplicaChanged
     | RunEnded
 )

@@ -10,6 +10,7 @@ from esper_events.events import (
     Figures,
     GateMeasured,
     LatticeDeclared,
+    PassesSeparated,
     PlateauDetected,
     Record,
     ReplicaChanged,
@@ -72,7 +73,8 @@ def _say_step(
     | SeedFolded
     | WeightsRecorded
     | CheckpointWritten
-    | BreakerChanged,
+    | BreakerChanged
+    | PassesSeparated,
 ) -> str:
     match event:
         case PlateauDetected():
@@ -103,6 +105,8 @@ def _say_step(
             return f"checkpoint written, file {event.file[:12]}, weights {event.weights[:12]}"
         case BreakerChanged():
             return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
+        case PassesSeparated():
+            return f"seeds share no pass for {event.purpose} any more: {event.reason}"
 
 
 def _say_decision(event: TransitionDecided) -> str:

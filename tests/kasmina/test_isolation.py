@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.isolation_campaign import Plan, Restless, plan, run_trial
-from esper.kasmina import isolation, shadow
+from esper.kasmina import isolation, shadow, shared
 from esper.kasmina.check import reachable_leaves
 from esper.kasmina.errors import IsolationError
 from esper.kasmina.isolation import HostGuard, seed_everything
@@ -35,7 +35,12 @@ from support.hosts import bits, classify, differing, mlp, sgd_seed
 
 STEPS = 1000
 FEW = 70
-TRIAL = 8
+TRIALS = {"in a shared pass": (8, shared), "in a pass of its own": (30, shadow)}
+"""Trials of two seeds and of one, and where their passes are."""
+
+
+Removal = Callable[[pytest.MonkeyPatch, ModuleType], None]
+"""Takes one guard out of the passes of one module."""
 
 
 @pytest.fixture(autouse=True)
@@ -107,35 +112,45 @@ def _plain_attributes(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def _let(monkeypatch: pytest.MonkeyPatch, keep: Callable[[nn.Module], Callable[[], None]]) -> None:
-    monkeypatch.setattr(shadow, "HostGuard", type("Lets", (Lets,), {"keep": staticmethod(keep)}))
+def _let(keep: Callable[[nn.Module], Callable[[], None]]) -> Removal:
+    def remove(monkeypatch: pytest.MonkeyPatch, where: ModuleType) -> None:
+        lets = type("Lets", (Lets,), {"keep": staticmethod(keep)})
+        monkeypatch.setattr(where, "HostGuard", lets)
+
+    return remove
 
 
-def _uncopied(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def _uncopied(function: str) -> Removal:
     class Uncopied(HostGuard):
         def __enter__(self) -> HostGuard:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(isolation, function, lambda *_: None)
-                return super().__enter__()
+            self._patch = pytest.MonkeyPatch()
+            self._patch.setattr(isolation, function, lambda *_: None)
+            return super().__enter__()
 
-    monkeypatch.setattr(shadow, "HostGuard", Uncopied)
+        def __exit__(self, *error: object) -> None:
+            self._patch.undo()
+            super().__exit__(*error)
+
+    return lambda monkeypatch, where: monkeypatch.setattr(where, "HostGuard", Uncopied)
 
 
-def _gradients_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unfrozen(monkeypatch: pytest.MonkeyPatch, where: ModuleType) -> None:
+    monkeypatch.setattr(where, "HostGuard", lambda model, **_: HostGuard(model, freeze=False))
+
+
+def _gradients_everywhere(monkeypatch: pytest.MonkeyPatch, where: ModuleType) -> None:
     """The two guards of the host's gradients at once: each alone makes the other redundant."""
 
     def backward(loss: Tensor, wanted: list[Tensor], **_: Any) -> list[Tensor | None]:
         loss.backward()
         return [tensor.grad for tensor in wanted]
 
-    everywhere = SimpleNamespace(
-        autograd=SimpleNamespace(grad=backward), enable_grad=torch.enable_grad, Tensor=Tensor
-    )
-    monkeypatch.setattr(shadow, "HostGuard", lambda model, **_: HostGuard(model, freeze=False))
-    monkeypatch.setattr(shadow, "torch", everywhere)
+    everywhere = SimpleNamespace(**vars(torch) | {"autograd": SimpleNamespace(grad=backward)})
+    _unfrozen(monkeypatch, where)
+    monkeypatch.setattr(where, "torch", everywhere)
 
 
-def _seeds_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _seeds_inside(monkeypatch: pytest.MonkeyPatch, _: ModuleType) -> None:
     """Register a seed in the model as it begins to train, though nothing calls it there."""
     advance = Lattice.advance
 
@@ -147,36 +162,39 @@ def _seeds_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lattice, "advance", inside)
 
 
-MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
-    "torch's generator": (lambda m: _let(m, _torch_state), "random.torch"),
-    "Python's generator": (lambda m: _let(m, _python_state), "random.python"),
-    "NumPy's generator": (lambda m: _let(m, _numpy_state), "random.numpy"),
-    "buffers": (lambda m: _uncopied(m, "_copy_buffers"), "model.1.running_mean"),
-    "mutable attributes": (lambda m: _uncopied(m, "_copy_mutable"), "module.4"),
-    "plain attributes": (lambda m: _let(m, _plain_attributes), "module.4"),
+MUTATIONS: dict[str, tuple[Removal, str]] = {
+    "torch's generator": (_let(_torch_state), "random.torch"),
+    "Python's generator": (_let(_python_state), "random.python"),
+    "NumPy's generator": (_let(_numpy_state), "random.numpy"),
+    "buffers": (_uncopied("_copy_buffers"), "model.1.running_mean"),
+    "mutable attributes": (_uncopied("_copy_mutable"), "module.4"),
+    "plain attributes": (_let(_plain_attributes), "module.4"),
     "gradients": (_gradients_everywhere, "grad."),
     "parameters": (_seeds_inside, "model.0.seed"),
 }
 
 
+@pytest.mark.parametrize("place", TRIALS)
 @pytest.mark.parametrize("guard", MUTATIONS)
 def test_a_trial_without_this_guard_names_the_step_and_the_tensor(
-    guard: str, monkeypatch: pytest.MonkeyPatch
+    guard: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, where = MUTATIONS[guard]
-    remove(monkeypatch)
-    result = run_trial(TRIAL, FEW)
+    (remove, named), (number, where) = MUTATIONS[guard], TRIALS[place]
+    remove(monkeypatch, where)
+    result = run_trial(number, FEW)
     step, _, name = result.difference.partition(": ")
     assert result.control == ""
     assert 49 <= int(step.removeprefix("step ")) < FEW, "nothing of a seed runs before step 49"
-    assert where in name
+    assert named in name
 
 
+@pytest.mark.parametrize("place", TRIALS)
 def test_gradients_asked_for_the_seed_alone_leave_an_unfrozen_host_alone(
-    monkeypatch: pytest.MonkeyPatch,
+    place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow, "HostGuard", lambda model, **_: HostGuard(model, freeze=False))
-    result = run_trial(TRIAL, FEW)
+    number, where = TRIALS[place]
+    _unfrozen(monkeypatch, where)
+    result = run_trial(number, FEW)
     assert result.shadow_steps > 0
     assert (result.control, result.difference) == ("", "")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from esper.tolaria.checkpoint.values import ValueRefusedError, unpack
 from esper_events.files import sync_directory
 
-FORMAT = 1
+FORMAT = 2
 DIRECTORY = "checkpoints"
 SUFFIX = ".safetensors"
 _DRAFT = ".draft"

@@ -1,0 +1,218 @@
+"""Several seeds in one pass of their host, each with a loss of its own.
+
+A first, plain pass is the host's: in it the bodies read the activations of their slots, one after
+the other, so that what one of them raises is its own fault. A second pass runs the host once for
+all seeds, under ``vmap`` over the seeds: at its slot's end each adds what its body gave, and from
+there on it has activations, statistics of normalisation and a loss of its own, through which alone
+a gradient reaches its body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.modules.batchnorm import _NormBase
+
+from esper.kasmina.activation import activation, turned, with_activation
+from esper.kasmina.capture import Captured, capturing
+from esper.kasmina.errors import KasminaError
+from esper.kasmina.isolation import HostGuard, ModuleState, seed_everything, uncompiled
+from esper.kasmina.joint_optimizer import JointOptimizer
+from esper.kasmina.random_state import RandomState
+from esper.kasmina.seed import Seed, evaluating
+from esper.kasmina.shadow import SEED_FAULTS, LossFunction, scalar_loss
+
+_NO_RECOMPUTATION = "tensors that are saved for the backward pass are recomputed or moved elsewhere"
+
+
+class CannotShareError(KasminaError):
+    """The seeds cannot share a pass of this host, or not this time; nothing has happened."""
+
+
+def shared_step(
+    model: nn.Module,
+    seeds: Sequence[Seed],
+    loss_fn: LossFunction,
+    batch: Any,
+    random_seed: int,
+    optimizer: JointOptimizer,
+) -> list[float | Exception]:
+    """One step of each seed's optimizer on its shadow objective: its loss, or what its body raised.
+
+    ``optimizer`` is that of all ``seeds``. This is ``shadow_step`` of each seed with
+    ``random_seed``, within rounding: all see the same draws. The host keeps its bits.
+
+    Raises:
+        CannotShareError: ``vmap`` cannot run the host or ``loss_fn``.
+    """
+    with HostGuard(model), torch.enable_grad():
+        seed_everything(random_seed)
+        with _sharing():
+            losses, faults = _pass(model, seeds, loss_fn, batch)
+            learning = [seed for seed in seeds if seed.id in losses and seed.optimizer is not None]
+            parameters = [parameter for seed in learning for parameter in seed.trainable]
+            gradients = _gradients(losses, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        found = _values(losses)
+    for seed in seeds:
+        seed.shadow_steps += seed.id in found
+    return [faults[seed.id] if seed.id in faults else found[seed.id] for seed in seeds]
+
+
+def shared_losses(
+    model: nn.Module, seeds: Sequence[Seed], loss_fn: LossFunction, batches: Sequence[Any]
+) -> list[list[float] | Exception]:
+    """For each seed the loss of every batch in evaluation mode with the seed switched on, or what
+    its body raised.
+
+    The same as ``held_out_losses`` of each, within rounding. The host is left exactly as it was.
+
+    Raises:
+        CannotShareError: ``vmap`` cannot run the host or ``loss_fn``.
+    """
+    found: dict[int, list[float]] = {seed.id: [] for seed in seeds}
+    faults: dict[int, Exception] = {}
+    with HostGuard(model, freeze=False), evaluating(model, *(seed.body for seed in seeds)):
+        for batch in batches:
+            left = [seed for seed in seeds if seed.id not in faults]
+            with _sharing():
+                losses, raised = _pass(model, left, loss_fn, batch)
+            faults.update(raised)
+            for number, loss in _values(losses).items():
+                found[number].append(loss)
+    return [faults[seed.id] if seed.id in faults else found[seed.id] for seed in seeds]
+
+
+@contextmanager
+def _sharing() -> Iterator[None]:
+    """What goes wrong inside is no seed's fault, unless it goes wrong in a pass of its own too."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CannotShareError(f"seeds cannot share a pass here: {reason}") from error
+
+
+def _pass(
+    model: nn.Module, seeds: Sequence[Seed], loss_fn: LossFunction, batch: Any
+) -> tuple[dict[int, Tensor], dict[int, Exception]]:
+    """One pass of the host and one of it with all seeds: the losses of seeds, and what the bodies
+    of others raised. The model is left as the first pass left it."""
+    random, state = RandomState(), ModuleState(model)
+    additions: dict[int, Tensor] = {}
+    faults: dict[int, Exception] = {}
+    here: dict[str, list[Seed]] = {}
+    for seed in seeds:
+        here.setdefault(seed.slot.id, []).append(seed)
+
+    def visit(captured: Captured) -> None:
+        for seed in here[captured.slot.id]:
+            try:
+                additions[seed.id] = _addition(seed, captured)
+            except SEED_FAULTS as error:
+                faults[seed.id] = error
+
+    with capturing(model, [seed.slot for seed in seeds], visit) as capture:
+        loss_fn(batch)
+    for name in here:
+        calls = capture.at[name].calls if name in capture.at else 0
+        if calls != 1:
+            raise CannotShareError(f"slot {name} was come to {calls} times in one pass")
+    able = [seed for seed in seeds if seed.id in additions]
+    if not able:
+        return {}, faults
+    ended, drawn = ModuleState.current(model), RandomState()
+    state.put_back()
+    random.restore()
+    try:
+        losses = _losses(model, state.modules, able, additions, loss_fn, batch)
+    finally:
+        ended.put_back()
+        drawn.restore()
+    return losses, faults
+
+
+def _addition(seed: Seed, captured: Captured) -> Tensor:
+    """What ``seed`` adds to the activation, as the host lays it out."""
+    delta: Tensor = seed.body(captured.x)
+    if delta.shape != captured.h.shape:
+        raise ValueError(
+            f"its body gave {list(delta.shape)}, wanted the slot's {list(captured.h.shape)}"
+        )
+    return turned(delta, seed.slot.batch_axis).to(captured.h.dtype)
+
+
+def _losses(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    seeds: Sequence[Seed],
+    additions: Mapping[int, Tensor],
+    loss_fn: LossFunction,
+    batch: Any,
+) -> dict[int, Tensor]:
+    """The loss with each seed alone switched on, in one pass."""
+    ends = {seed.slot.end: None for seed in seeds}
+    ordered = [seed for end in ends for seed in seeds if seed.slot.end == end]
+    stacked = {end: _stack(ordered, end, additions) for end in ends}
+    row: dict[str, Tensor] = {}
+
+    def run(own: dict[str, Tensor]) -> Tensor:
+        row.update(own)
+        return scalar_loss(loss_fn(batch))
+
+    with ExitStack() as around:
+        for end in ends:
+            handle = model.get_submodule(end).register_forward_hook(_adding(end, row))
+            around.callback(handle.remove)
+        around.enter_context(uncompiled())
+        around.enter_context(disable_saved_tensors_hooks(_NO_RECOMPUTATION))
+        for module in modules:
+            if isinstance(module, _NormBase) and module.training:
+                # Statistics are those of the batch; tracking them would mix the seeds.
+                module.track_running_stats = False
+        losses = torch.vmap(run, randomness="same")(stacked)
+    return dict(zip((seed.id for seed in ordered), losses.unbind(), strict=True))
+
+
+def _stack(seeds: Sequence[Seed], end: str, additions: Mapping[int, Tensor]) -> Tensor:
+    """``[K, ...]`` with what each seed adds at ``end``: zero where its slot ends elsewhere."""
+    places = [place for place, seed in enumerate(seeds) if seed.slot.end == end]
+    stacked = torch.stack([additions[seeds[place].id] for place in places])
+    if len(places) == len(seeds):
+        return stacked
+    nothing = torch.zeros_like(stacked[:1])
+    before, behind = places[0], len(seeds) - 1 - places[-1]
+    shape = stacked.shape[1:]
+    return torch.cat([nothing.expand(before, *shape), stacked, nothing.expand(behind, *shape)])
+
+
+def _adding(end: str, row: Mapping[str, Tensor]) -> Any:
+    def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return with_activation(output, activation(output) + row[end])
+
+    return add
+
+
+def _gradients(
+    losses: Mapping[int, Tensor], parameters: Sequence[nn.Parameter]
+) -> Sequence[Tensor | None]:
+    if not parameters:
+        return ()
+    total = torch.stack(list(losses.values())).sum()
+    return torch.autograd.grad(total, list(parameters), allow_unused=True)
+
+
+def _values(losses: Mapping[int, Tensor]) -> dict[int, float]:
+    if not losses:
+        return {}
+    values = torch.stack(list(losses.values())).tolist()
+    return dict(zip(losses, values, strict=True))
