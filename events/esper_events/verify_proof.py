@@ -69,13 +69,16 @@ def verify_proof(
     """
     try:
         proof = load_proof(path)
+    except ProofError as error:
+        return ProofReport(False, (str(error),))
+    except (OSError, ValueError) as error:
+        return ProofReport(False, (f"cannot be read: {cause(error)}",))
+    try:
         if isinstance(proof, ConsistencyProof):
             return _consistency(proof, trusted, kept)
         return _inclusion(proof, trusted, kept)
     except ProofError as error:
         return ProofReport(False, (str(error),))
-    except (OSError, ValueError) as error:
-        return ProofReport(False, (f"cannot be read: {cause(error)}",))
 
 
 def _inclusion(
