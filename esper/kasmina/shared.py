@@ -9,6 +9,7 @@ a gradient reaches its body.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -175,6 +176,9 @@ def _losses(
             around.callback(handle.remove)
         around.enter_context(uncompiled())
         around.enter_context(disable_saved_tensors_hooks(_NO_RECOMPUTATION))
+        around.enter_context(warnings.catch_warnings())
+        # An operator that vmap runs for one seed after the other is none of the user's business.
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         for module in modules:
             if isinstance(module, _NormBase) and module.training:
                 # Statistics are those of the batch; tracking them would mix the seeds.
