@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from esper.kasmina.graft import GraftedSeed, GraftPoint, _seen, host_of
 from esper.kasmina.random_state import RandomState
 from esper.portable.errors import ExportError
+from esper.portable.hooked import Addition, fits_a_graph, hook_in
 from esper.portable.stock import passes_options, straight
 
 _INLINE = (
@@ -59,8 +60,6 @@ class _Tracer(fx.Tracer):
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         arguments: list[Any] = [self.root]
         for name, parameter in inspect.signature(host_of(self.root).forward).parameters.items():
-            if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-                raise ValueError(f"its argument {parameter} cannot be passed by position")
             default = () if parameter.default is parameter.empty else (parameter.default,)
             arguments.append(self.create_proxy("placeholder", name, default, {}))
         return root_fn, arguments
@@ -95,12 +94,22 @@ def carries_growth(module: nn.Module) -> bool:
     return any(isinstance(part, GraftPoint) for part in module.modules())
 
 
-def plain_module(region: nn.Module, path: str) -> fx.GraphModule:
+def plain_module(region: nn.Module, path: str) -> nn.Module:
     """``region``, which the caller owns, as a graph module; ``path`` is its name in messages.
+
+    A graft point on a module whose arguments no graph can hold becomes that module with a graph
+    behind it.
 
     Raises:
         ExportError: its forward cannot be traced, or a trace would not stand for all of it.
     """
+    if isinstance(region, GraftPoint) and not fits_a_graph(host_of(region)):
+        hooks = {name: _users_own(region, name) for name in _HOOKS}
+        return hook_in(region, _graph_module(Addition(region), path), hooks)
+    return _graph_module(region, path)
+
+
+def _graph_module(region: nn.Module, path: str) -> fx.GraphModule:
     root = host_of(region) if isinstance(region, GraftPoint) else None
     inlined = root if root is not None and _is_inline(root) else None
     graph = _traced(region, inlined, path)
@@ -284,14 +293,17 @@ def _make_fleeting(module: nn.Module, kept: set[int]) -> None:
                 part._non_persistent_buffers_set.add(name)
 
 
+def _users_own(region: nn.Module, hooks: str) -> dict[int, Any]:
+    return {key: hook for key, hook in getattr(region, hooks).items() if hook is not _seen}
+
+
 def _carry_over(region: nn.Module, host: nn.Module, new: fx.GraphModule) -> None:
     """Give ``new`` the mode and hooks of ``region`` and the plain public attributes of ``host``."""
     for part in new.modules():
         if type(part) is nn.Module or part is new:
             part.training = region.training
     for name in _HOOKS:
-        hooks = getattr(region, name)
-        getattr(new, name).update({k: hook for k, hook in hooks.items() if hook is not _seen})
+        getattr(new, name).update(_users_own(region, name))
     kept: dict[str, Any] = {
         name: value
         for name, value in vars(host).items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import esper
+from esper.kasmina.activation import activation
 from esper.kasmina.errors import SlotError
 from esper.kasmina.graft import GraftedSeed, attach, detach
 from support.grown import equal, grow, outputs
@@ -105,11 +108,32 @@ def test_it_is_saved_loaded_and_exported(order: tuple[str, ...], tmp_path: Path)
     assert equal(outputs(esper.export(loaded), x), outputs(model, x))
 
 
-def test_a_host_that_cannot_be_called_by_position_is_refused_by_export() -> None:
+class Takes(Gate):
+    """As ``Gate``, with whatever else it is given by name."""
+
+    def forward(self, signal: Tensor, *, loud: bool = False, **rest: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.sigmoid(self.inner(signal)) * signal + sum(rest.values()) * loud
+
+
+esper.register_slot_type(Takes, -1)
+
+
+@pytest.mark.parametrize("gate", [Gate, Takes])
+def test_a_type_with_arguments_that_go_by_name_alone_is_exported(gate: type[Gate]) -> None:
     model, x = Host(), torch.randn(4, 6)
-    grow(model, x, ("gate", "low_rank"))
-    with pytest.raises(Exception, match="its argument loud: 'bool' = False cannot be passed by"):
-        esper.export(model)
+    model.gate = gate()
+    options: dict[str, object] = {"loud": True}
+    if gate is Takes:
+        options |= {"one": torch.randn(6), "two": torch.randn(6)}
+    model.forward = lambda x: model.head(activation(model.gate(signal=x, **options)))  # type: ignore[method-assign]
+    grow(model, x, ("gate", "low_rank"), ("gate..gate", "widen"))
+    plain = esper.export(model.gate)
+    assert set(gate().state_dict()) < set(plain.state_dict()), "parameters keep their names"
+    assert b"esper" not in pickle.dumps(plain)
+    for twin in (plain, copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        for given in (options, {}):
+            for call in (lambda m, g=given: m(x, **g), lambda m, g=given: m(signal=x, **g)):
+                assert torch.equal(activation(call(twin)), activation(call(model.gate)))
 
 
 def test_the_feature_axis_is_the_declared_one() -> None:
