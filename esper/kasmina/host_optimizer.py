@@ -73,21 +73,28 @@ def adopt_parameters(
     parameters: Sequence[nn.Parameter],
     trial: torch.optim.Optimizer | None,
     host_parameters: Sequence[nn.Parameter],
+    before: Sequence[nn.Parameter],
 ) -> None:
     """Take a seed's parameters and their state into the group of the slot's module.
 
     They stand behind the module's own, where ``model.parameters()`` has them too: torch stores an
-    optimizer's state by position.
+    optimizer's state by position. Where the module is frozen and none of its own are there, they
+    stand behind those that the model has ``before`` the seed's.
     """
     members: list[nn.Parameter] = host_group(optimizer, host_parameters)["params"]
-    own = {id(parameter) for parameter in host_parameters}
-    places = [place for place, member in enumerate(members, 1) if id(member) in own]
-    behind = max(places, default=len(members))
+    behind = _end(members, host_parameters) or _end(members, before)
     members[behind:behind] = parameters
     if trial is not None:
         for parameter in parameters:
             if parameter in trial.state:
                 optimizer.state[parameter] = trial.state[parameter]
+
+
+def _end(members: Sequence[nn.Parameter], of: Sequence[nn.Parameter]) -> int:
+    """The place behind the last of ``members`` that is one ``of`` these; 0 where none is."""
+    wanted = {id(parameter) for parameter in of}
+    places = [place for place, member in enumerate(members, 1) if id(member) in wanted]
+    return max(places, default=0)
 
 
 def drop_parameters(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:

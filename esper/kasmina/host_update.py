@@ -41,6 +41,8 @@ class HostUpdate:
     def run(self, loss_fn: LossFunction, batch: Any) -> float:
         """Train on ``batch``; returns its loss, the mean over micro-batches.
 
+        A loss without a gradient, that of a host which is frozen as a whole, trains nothing.
+
         Raises:
             ObjectiveError: the update did not take the loss of every micro-batch.
         """
@@ -54,7 +56,9 @@ class HostUpdate:
                 yield loss
 
         # What the flag says of the update's type, no type checker can see.
-        self.update(each() if self.accumulate else next(each()))  # type: ignore[arg-type]
+        given = each() if self.accumulate else next(each())
+        if not isinstance(given, Tensor) or given.requires_grad:
+            self.update(given)  # type: ignore[arg-type]
         if not losses or len(losses) < len(parts):
             raise ObjectiveError(
                 f"update took {len(losses)} losses of a batch of {len(parts)} micro-batches, "

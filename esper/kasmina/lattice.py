@@ -92,7 +92,9 @@ class Lattice:
         graft.train(self.model.training)
         host_parameters = list(self.model.get_submodule(seed.slot.end).parameters())
         attach(self.model, graft, key, seed.slot.start, seed.slot.end)
-        adopt_parameters(self.optimizer, seed.trainable, seed.optimizer, host_parameters)
+        own = {id(parameter) for parameter in seed.parameters}
+        before = list(itertools.takewhile(lambda p: id(p) not in own, self.model.parameters()))
+        adopt_parameters(self.optimizer, seed.trainable, seed.optimizer, host_parameters, before)
         seed.optimizer = None
         self.grafts[seed.id] = graft
         return graft

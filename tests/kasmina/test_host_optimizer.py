@@ -114,12 +114,29 @@ def test_a_module_without_parameters_falls_back_to_the_first_group() -> None:
     assert host_group(optimizer, []) is optimizer.param_groups[0]
 
 
+@pytest.mark.parametrize("frozen", [(0, 1, 4), (4,), (0, 1)])
+def test_a_seed_on_a_frozen_module_stands_where_the_model_has_it(frozen: tuple[int, ...]) -> None:
+    model = mlp()
+    for place in frozen:
+        model[place].requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained or model.parameters())
+    lattice = Lattice(model, optimizer, lambda: model(BATCH[0]))
+    slot = lattice.map.slots["0"]
+    seed = Seed(0, slot, "test", noise_body(slot))
+    lattice.germinate(seed)
+    lattice.advance(seed, Stage.TRAINING)
+    lattice.start_graft(seed, AlphaSchedule(4))
+    wanted = [p for p in model.parameters() if p.requires_grad or not trained]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in wanted]
+
+
 def test_frozen_parameters_never_enter_the_optimizer() -> None:
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters())
     body = nn.Linear(6, 3).requires_grad_(False)
     assert seed_optimizer(optimizer, [], [], 1.0) is None
-    adopt_parameters(optimizer, [], None, list(model[4].parameters()))
+    adopt_parameters(optimizer, [], None, list(model[4].parameters()), [])
     drop_parameters(optimizer, list(body.parameters()))
     assert optimizer.param_groups[0]["params"] == list(model.parameters())
 
