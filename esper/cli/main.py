@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from esper.cli.diff import diff
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
 from esper.cli.prove import prove
@@ -17,8 +18,7 @@ from esper.cli.train import train
 from esper.cli.verify import verify
 
 _EPILOG = """\b
-Example:
-  esper train examples/digits.toml
+Example:  esper train examples/digits.toml
 Exit codes: 0 good, 1 a log is damaged or missing, or a re-run differs,
 2 bad usage or input, 3 the run or a server failed, 130 interrupted.
 """
@@ -53,10 +53,10 @@ class _Verbs(click.Group):
     help="Show the version and exit.",
 )
 def esper() -> None:
-    """Grow a PyTorch model while it trains, keep what earns its place, and prove it."""
+    """Grow a PyTorch model while it trains, keep what earns its place, prove it."""
 
 
-for _verb in (train, verify, show, replay, rerun, repair, export_log, prove):
+for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove):
     esper.add_command(_verb)
 
 

@@ -34,7 +34,17 @@ def test_help_fits_a_screen_and_has_an_example(
 
 
 def test_the_verbs_are_those_that_the_guide_names() -> None:
-    assert VERBS == ["export-log", "prove", "repair", "replay", "rerun", "show", "train", "verify"]
+    assert VERBS == [
+        "diff",
+        "export-log",
+        "prove",
+        "repair",
+        "replay",
+        "rerun",
+        "show",
+        "train",
+        "verify",
+    ]
 
 
 @pytest.mark.parametrize(
