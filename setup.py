@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from find_torch import torch_dir  # noqa: E402
 
-LIBRARIES = "libesper_ops*.so"
+LIBRARIES = "libesper_*.so"
 
 
 class CMakeBuild(build_ext):  # type: ignore[misc]
@@ -61,6 +61,7 @@ class CMakeBuild(build_ext):  # type: ignore[misc]
             f"-DESPER_TORCH_DIR={torch}",
             f"-DESPER_OUTPUT_DIR={libraries}",
             f"-DESPER_CUDA={os.environ.get('ESPER_CUDA', 'auto')}",
+            f"-DESPER_AUTOGRAD={os.environ.get('ESPER_AUTOGRAD', 'on')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]

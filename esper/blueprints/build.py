@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from esper.blueprints import ir, operations
 from esper.blueprints.ir import Blueprint, BlueprintError
 from esper.blueprints.shapes import Step, entry, plan
+from esper.kasmina.residual import Activation, TwoLayers
 from esper.kasmina.signature import Signature
+
+_FUNCTIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: torch.relu,
+    nn.GELU: functional.gelu,
+    nn.SiLU: functional.silu,
+    nn.Tanh: torch.tanh,
+    nn.Sigmoid: torch.sigmoid,
+}
 
 
 def applies(blueprint: Blueprint, signature: Signature) -> str | None:
@@ -70,6 +80,8 @@ class Graft(nn.Module):
         self._chain = all(o == (i,) for i, o in enumerate(self._operands))
         self._in_axis = _turned(signature.in_axis, len(signature.in_shape))
         self._out_axis = _turned(signature.out_axis, len(signature.out_shape))
+        features_last = self._in_axis is None and self._out_axis is None
+        self._two_layers = self._chain and features_last and _is_two_layers(blueprint)
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw all parameters anew from ``generator``, in the order of the nodes."""
@@ -89,6 +101,29 @@ class Graft(nn.Module):
             x = x.movedim(-1, self._out_axis)
         return x.contiguous()
 
+    def two_layers(self) -> TwoLayers | None:
+        """The two layers that this is, features last; None where it is, or does, anything else."""
+        if not self._two_layers:
+            return None
+        nodes = (*self._modules["nodes"]._modules.values(),)  # type: ignore[union-attr]
+        if len(nodes) == 1 and type(nodes[0]) is operations.LowRank:
+            down, up, activation = nodes[0].down, nodes[0].up, None
+        elif len(nodes) == 3 and type(nodes[1]) in _FUNCTIONS:
+            down, up, activation = nodes[0], nodes[2], _FUNCTIONS[type(nodes[1])]
+        else:
+            return None
+        if type(down) is not nn.Linear or type(up) is not nn.Linear:
+            return None
+        for module in (self, *nodes, down, up):
+            if (
+                module._forward_pre_hooks
+                or module._forward_hooks
+                or module._backward_pre_hooks
+                or module._backward_hooks
+            ):
+                return None
+        return TwoLayers(down, up, activation)
+
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         values = [x]
         for module, operands in zip(self.nodes, self._operands, strict=True):
@@ -103,6 +138,14 @@ def _plan(blueprint: Blueprint, signature: Signature) -> tuple[Step, ...]:
     return plan(
         blueprint, signature.in_shape, signature.in_axis, signature.out_shape, signature.out_axis
     )
+
+
+def _is_two_layers(blueprint: Blueprint) -> bool:
+    match blueprint.nodes:
+        case [ir.LowRank()] | [ir.Linear(), ir.Activation(), ir.Linear()]:
+            return True
+        case _:
+            return False
 
 
 def _turned(axis: int, dimensions: int) -> int | None:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina import ops
+from esper.kasmina import ops, residual
 from esper.kasmina.activation import activation, given, input_name, turned, with_activation
 from esper.kasmina.errors import SlotError
 from esper.kasmina.record import GrowthRecord, RecordError, as_tensor, decode_record, from_tensor
@@ -72,7 +72,12 @@ class GraftedSeed(nn.Module):
         """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``, both as
         the host lays them out."""
         x = h if span_input is None else span_input
-        delta: Tensor = self.body(turned(x.detach() if self.isolated else x, self.batch_axis))
+        if self.isolated:
+            x = x.detach()
+            grafted = residual.graft_body(h, x, self.body, self.alpha)
+            if grafted is not None:
+                return grafted
+        delta: Tensor = self.body(turned(x, self.batch_axis))
         delta = turned(delta, self.batch_axis).to(h.dtype)
         return ops.graft_blend(h, delta, self.alpha) if self.isolated else h + delta
 

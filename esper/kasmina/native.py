@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,8 @@ from esper.kasmina.errors import KasminaError
 _FOLDER = Path(__file__).resolve().parent
 CPU_LIBRARY = _FOLDER / "libesper_ops.so"
 CUDA_LIBRARY = _FOLDER / "libesper_ops_cuda.so"
+_NODES = "libesper_autograd-{}.so"
+_logger = logging.getLogger("esper.kasmina")
 
 
 class NativeLibraryError(KasminaError, ImportError):
@@ -45,6 +49,28 @@ def require_cuda() -> None:
     """
     if _cuda_problem is not None:
         raise NativeLibraryError(_cuda_problem)
+
+
+def load_nodes(folder: Path = _FOLDER) -> Any | None:
+    """The autograd nodes in C++, or None where ``folder`` has none for exactly this torch.
+
+    They use what torch does not keep stable, so each is named after the torch that it was built
+    with. Nodes in Python serve in their place: they compute the same bits and cost some
+    microseconds more.
+    """
+    library = folder / _NODES.format(torch.__version__)
+    if not library.is_file():
+        others = ", ".join(sorted(path.name for path in folder.glob(_NODES.format("*"))))
+        _logger.debug(
+            "autograd nodes in Python serve: got %s, wanted %s; run `make build` in a checkout, or "
+            "reinstall, beside torch %s",
+            others or "none that is compiled",
+            library.name,
+            torch.__version__,
+        )
+        return None
+    _load(library)
+    return torch.ops.esper_autograd
 
 
 def cpu_isa() -> str:

@@ -1,9 +1,10 @@
 """The operators of a graft: blending a seed into its slot, and the figures of an activation.
 
 The kernels are compiled (``csrc/ops``); here stand the public functions, what the compiler of
-torch needs to know about them (fakes), and their gradients. In eager mode the gradient is a
-plain ``autograd.Function`` around the bare kernel, which costs a fraction of the generic
-registration; under ``torch.compile`` the registered operator is used.
+torch needs to know about them (fakes), and their gradients. In eager mode the gradient is a node
+of torch's C++ autograd (``csrc/autograd``) or, without the library that holds it, a plain
+``autograd.Function`` around the bare kernel; either costs a fraction of the generic registration.
+Under ``torch.compile`` the registered operator is used.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from esper.kasmina import native
 
 native.load()
+nodes = native.load_nodes()
+"""The autograd nodes in C++; None where nodes in Python serve."""
 
 _blend = torch.ops.esper.graft_blend.default
 _bare_blend = _blend._op
@@ -24,6 +28,7 @@ _blend_backward = torch.ops.esper.graft_blend_backward.default
 _stats = torch.ops.esper.slot_stats.default
 _record = torch.ops.esper.record_stats.default
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_node: Callable[..., Tensor] | None = nodes and nodes.graft_blend.default._op
 transforms_active = torch._C._are_functorch_transforms_active
 """Whether this is called inside ``torch.func.grad``, ``vmap`` or a relative of theirs."""
 
@@ -58,8 +63,11 @@ def graft_blend(h: Tensor, delta: Tensor, alpha: Tensor) -> Tensor:
         native.require_cuda()
     if transforms_active():
         return _TransformedBlend.apply(h, delta, alpha)  # type: ignore[no-any-return, no-untyped-call]
+    if _node is not None:
+        return _node(h, delta, alpha)
     learns = h.requires_grad or delta.requires_grad or alpha.requires_grad
-    if learns and torch.is_grad_enabled():
+    # A derivative taken forward must be refused, which the node does, and not be dropped.
+    if (learns and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
         return _apply_blend(h, delta, alpha)
     with _BelowAutograd():
         return _bare_blend(h, delta, alpha)  # type: ignore[no-any-return]

@@ -2,29 +2,59 @@
 
 A seed that corrects an activation by itself is ``h + alpha * up(act(down(x)))``. The first half is
 one ordinary matrix product, for all candidates together; the second half with the graft is
-``esper::graft_project`` where the rank is small, which bounds it by memory, and a batched matrix
-product followed by a blend where it is not.
+``esper::graft_project`` where the rank is small, which bounds it by memory, and a matrix product
+of torch followed by a blend where it is not. All of it is one node of torch's C++ autograd where
+there is the library for it (``csrc/autograd``), else several in Python with the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.kasmina import native
-from esper.kasmina.ops import graft_blend, transforms_active
+from esper.kasmina.ops import graft_blend, nodes, transforms_active
+
+Activation = Callable[[Tensor], Tensor]
 
 _project = torch.ops.esper.graft_project.default
 _bare_project = _project._op
-_project_backward = torch.ops.esper.graft_project_backward.default._op
+_project_backward = torch.ops.esper.graft_project_backward.default
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_node: Callable[..., Tensor] | None = nodes and nodes.residual_graft.default._op
 
 SMALL_RANK = 32
-"""Up to this rank the fused operator was measured to be the faster one, on a CPU."""
+"""Up to this rank the fused operator was measured to be the faster one for many candidates at once,
+on a CPU."""
+SMALL_RANK_ALONE = 8
+"""The same for one seed."""
+
+_NUMBERS: dict[Activation | None, int] = {
+    None: 0,
+    torch.relu: 1,
+    functional.relu: 1,
+    functional.gelu: 2,
+    functional.silu: 3,
+    torch.tanh: 4,
+    torch.sigmoid: 5,
+}
+"""What ``csrc/autograd/residual_graft.cpp`` can compute between the halves."""
+
+
+class TwoLayers(NamedTuple):
+    """``up(activation(down(x)))`` on the last axis.
+
+    A seed's body that may be no more than that says so by a method ``two_layers``. It gives None
+    where calling the body does anything else: where a hook hangs on it, for example.
+    """
+
+    down: nn.Linear
+    up: nn.Linear
+    activation: Activation | None
 
 
 def residual_graft(
@@ -69,13 +99,17 @@ def residual_graft(
         NativeLibraryError: ``h`` is on a CUDA device and the CUDA library is missing.
     """
     _check(h, x, down, up, down_bias, up_bias)
-    small = up.shape[-1] <= SMALL_RANK and x.dtype == h.dtype == down.dtype == up.dtype
-    # Autocast asks for the dtypes of torch's own products.
     eager = not (torch.compiler.is_compiling() or transforms_active() or _autocasts(x))
-    if eager and small and h.is_cuda:
-        native.require_cuda()
-    if eager and small and activation is None:
-        return _apply_low_rank(h, x, down, down_bias, up, up_bias, alpha)
+    one_dtype = x.dtype == h.dtype == down.dtype == up.dtype
+    small = one_dtype and up.shape[-1] <= (SMALL_RANK if up.dim() == 3 else SMALL_RANK_ALONE)
+    if eager and one_dtype:
+        if h.is_cuda:
+            native.require_cuda()
+        if _node is not None and (small or up.dim() == 2) and activation in _NUMBERS:
+            number = _NUMBERS[activation]
+            return _node(h, x, down, up, alpha, down_bias, up_bias, number, small)
+        if small and activation is None:
+            return _apply_low_rank(h, x, down, down_bias, up, up_bias, alpha)
     hidden = _first_half(x, down, down_bias)
     if activation is not None:
         hidden = activation(hidden)
@@ -84,6 +118,49 @@ def residual_graft(
     if small and hidden.dtype == up.dtype and not transforms_active():
         return _project(h, hidden, up, up_bias, alpha)  # type: ignore[no-any-return]
     return _through_blend(h, hidden, up, up_bias, alpha)
+
+
+def graft_body(h: Tensor, x: Tensor, body: nn.Module, alpha: Tensor) -> Tensor | None:
+    """``h + alpha * body(x)`` in one call; None where the body must be called for itself.
+
+    That is a body of other than two layers or with layers of another dtype, ``torch.compile``
+    (which fuses what it sees), a transform of ``torch.func``, autocast, and an ``h`` whose strides
+    the call would not keep. Above ``SMALL_RANK_ALONE`` the bits are those of body and blend.
+
+    Args:
+        h: the host's activation, ``[..., width]``.
+        x: what the seed reads, with the leading dimensions of ``h``.
+        body: the seed's body.
+        alpha: one element, on the device of ``h``.
+    """
+    offer: Callable[[], TwoLayers | None] | None = getattr(body, "two_layers", None)
+    if offer is None or torch.compiler.is_compiling() or transforms_active() or _autocasts(h):
+        return None
+    layers = offer()
+    if layers is None or not h.is_contiguous():
+        return None
+    (down, down_bias), (up, up_bias) = _weights(layers.down), _weights(layers.up)
+    dtype, activation = h.dtype, layers.activation
+    if x.dtype != dtype or down.dtype != dtype or up.dtype != dtype:
+        return None
+    small = up.size(1) <= SMALL_RANK_ALONE
+    if h.is_cuda:
+        native.require_cuda()
+    if _node is not None:
+        number = _NUMBERS[activation]
+        return _node(h, x, down, up, alpha, down_bias, up_bias, number, small)
+    if not small:
+        return None
+    if activation is None:
+        return _apply_low_rank(h, x, down, down_bias, up, up_bias, alpha)
+    hidden = activation(functional.linear(x, down, down_bias))
+    return _apply_project(h, hidden, up, up_bias, alpha)
+
+
+def _weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, past the search for attributes that a module is asked for last."""
+    parameters = layer._parameters
+    return parameters["weight"], parameters["bias"]  # type: ignore[return-value]
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -229,15 +306,18 @@ def _second_half(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Gradients to ``hidden``, ``up``, ``bias`` and ``alpha``."""
     if torch.is_grad_enabled():
-        return _plain_backward(grad, hidden, up, bias, alpha)
-    to_hidden, to_up, to_bias, to_alpha = _project_backward(grad, hidden, up, bias, alpha)
+        found = _project_backward(grad, hidden, up, bias, alpha)
+    else:
+        with _BelowAutograd():
+            found = _project_backward._op(grad, hidden, up, bias, alpha)
+    to_hidden, to_up, to_bias, to_alpha = found
     return to_hidden, to_up, None if bias is None else to_bias, to_alpha
 
 
 def _plain_backward(
     grad: Tensor, hidden: Tensor, up: Tensor, bias: Tensor | None, alpha: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """What the backward operator computes, in differentiable operations: for higher orders."""
+    """What the backward operator computes, in operations that can be differentiated."""
     weights = up if up.dim() == 3 else up.unsqueeze(0)
     units = _by_candidate(hidden, weights)
     rows = grad.reshape(len(weights), -1, weights.shape[1])
@@ -271,6 +351,33 @@ def _fake_project_backward(
     return to_hidden, torch.empty_like(up), to_bias, torch.empty_like(alpha)
 
 
+def _setup_backward(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients through the backward operator, of any order."""
+    with torch.enable_grad():
+        # Views, so that a gradient stops at these inputs even where one has come from another.
+        inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        outputs = _plain_backward(*inputs)  # type: ignore[arg-type]
+    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o is not None]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,  # type: ignore[arg-type]
+            [g for _, g in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+
+
 torch.library.register_fake("esper::graft_project", _fake_project)
 torch.library.register_fake("esper::graft_project_backward", _fake_project_backward)
 torch.library.register_autograd("esper::graft_project", _gradients, setup_context=_setup)
+torch.library.register_autograd(
+    "esper::graft_project_backward", _backward_gradients, setup_context=_setup_backward
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -39,9 +41,14 @@ def test_backward_operator_is_differentiable() -> None:
     assert gradgradcheck(backward, (leaf(3, 4), leaf(3, 4), alpha))
 
 
-def test_only_an_alpha_that_learns_keeps_delta_alive() -> None:
-    out = ops.graft_blend(leaf(3), leaf(3), torch.ones(1))
-    assert len(out.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+@pytest.mark.parametrize("learns", [False, True])
+def test_only_an_alpha_that_learns_keeps_delta_alive(learns: bool) -> None:
+    delta = leaf(3) + 1.0
+    kept = weakref.ref(delta)
+    out = ops.graft_blend(leaf(3), delta, torch.ones(1, requires_grad=learns))
+    del delta
+    assert (kept() is not None) == learns
+    assert out.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

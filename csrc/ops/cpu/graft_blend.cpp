@@ -55,7 +55,7 @@ double blend_backward(const Tensor& grad, const Tensor& delta, double alpha, Ten
 
 Tensor graft_blend(const Tensor& h, const Tensor& delta, const Tensor& alpha) {
   check_graft_blend(h, delta, alpha);
-  Tensor out = torch::stable::empty_like(h);
+  Tensor out = empty_in_layout_of(h);
   const double a = read_alpha(alpha);
   if (is_off(a, h.scalar_type())) {
     torch::stable::copy_(out, h);
@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> graft_blend_backward(const Tensor& grad,
                                                 const Tensor& delta,
                                                 const Tensor& alpha) {
   check_graft_blend_backward(grad, delta, alpha);
-  Tensor grad_delta = torch::stable::empty_like(delta);
-  Tensor grad_alpha = torch::stable::empty_like(alpha);
+  Tensor grad_delta = empty_in_layout_of(delta);
+  Tensor grad_alpha = empty_in_layout_of(alpha);
   const Tensor dense_grad = in_layout_of(grad, grad_delta);
   const Tensor dense_delta = in_layout_of(delta, grad_delta);
   const double a = read_alpha(alpha);
