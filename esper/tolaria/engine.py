@@ -1,8 +1,9 @@
 """The safe point: everything that happens to the host between two optimizer steps.
 
 Order matters. The fork is trained on the batch that the host has just seen, then the seeds on
-trial; then decisions that are due take effect; last the controller is asked. A graft that takes
-effect here is thus in the host from the next batch on, at an alpha of exactly 0.
+trial; then decisions that are due take effect, or a piece of work is done on a seed that is to
+begin; last the controller is asked. A graft that takes effect here is thus in the host from the
+next batch on, at an alpha of exactly 0.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from esper.blueprints.build import applies
-from esper.blueprints.ir import Blueprint
 from esper.kasmina.digest import tensor_digests
 from esper.projections.lattice import LatticeState
 from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
@@ -23,10 +22,11 @@ from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions, Ticket
 from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
+from esper.tolaria.nursery import Nursery
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
-from esper.tolaria.trials import Trial, new_seed
+from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
 from esper_events.events import PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
@@ -46,25 +46,26 @@ class Engine:
         self._passes = ShadowPasses(context)
         self.watch = Watch(context, self.transitions, self.decisions, self._passes)
         self._gatekeeper = Gatekeeper(context, self.transitions, self.watch)
+        self._nursery = Nursery(context, self.transitions, self.decisions, self._gatekeeper)
         self._context = context
         self._settings = settings
         self._controller = controller
-        self._library: Mapping[str, Blueprint] = {b.name: b for b in context.library}
         self._log = log
-        self._seeds_made = 0
+        self._asking = False
         self._recorded_at = 0
         self._typical_loss: float | None = None
 
     @property
     def idle(self) -> bool:
         """Whether the next safe point has nothing to do unless it is one for observing."""
-        return not (self.trials or self.decisions)
+        return not (self.trials or self.decisions or self._nursery or self._asking)
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is on trial or held back, and nothing decided but that seeds cool down:
         what there is to remember is small then."""
-        return self.transitions.quiet and self.decisions.quiet
+        settled = self.transitions.quiet and self.decisions.quiet
+        return settled and not (self._nursery or self._asking)
 
     def snapshot(self) -> dict[str, Any]:
         """All that it remembers from one safe point to the next while it is quiet."""
@@ -73,7 +74,7 @@ class Engine:
             "decisions": self.decisions.snapshot(),
             "gates": self._gatekeeper.snapshot(),
             "held_out": list(self.watch.held_out),
-            "seeds_made": self._seeds_made,
+            "seeds_made": self._nursery.made,
             "recorded_at": self._recorded_at,
             "separate": sorted(self._passes.separate),
         }
@@ -87,7 +88,7 @@ class Engine:
         self.decisions.restore(kept["decisions"], self.transitions.cooldown, told)
         self._gatekeeper.restore(kept["gates"])
         self.watch.held_out[:] = kept["held_out"]
-        self._seeds_made = kept["seeds_made"]
+        self._nursery.made = kept["seeds_made"]
         self._recorded_at = kept["recorded_at"]
         self._passes.separate.update(kept["separate"])
 
@@ -101,7 +102,11 @@ class Engine:
         if observing:
             self.watch.observe(step)
             self._record_weights(step)
-        if observing or applied:
+        if self._nursery and not applied and self.decisions.allowed(step):
+            self._nursery.advance(step)
+        self._asking |= observing or applied
+        if self._asking and self._nursery.settled:
+            self._asking = False
             self._consult(step)
         self.transitions.mark()
 
@@ -122,6 +127,7 @@ class Engine:
 
         A decision that the log does not acknowledge lapses; the seed then stays where it is.
         """
+        self._nursery.clear()
         self.decisions.settle(step, wait=True)
         self.decisions.abandon(step, reason)
         for trial in self.watch.in_stages(LIVE):
@@ -192,8 +198,8 @@ class Engine:
             case Plateau(loss=loss):
                 figures = self.watch.plateau_figures(loss)
                 self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
-            case Germinate(slot=slot, blueprint=blueprint, reason=reason):
-                self._germinate(slot, blueprint, reason, step)
+            case Germinate():
+                self._nursery.germinate(proposal)
             case Advance(seed=seed, reason=reason):
                 trial = self._trial(seed)
                 if trial and self.watch.ready(trial) and not self.decisions.pending(seed):
@@ -205,36 +211,15 @@ class Engine:
 
     def _trial(self, seed: int) -> Trial | None:
         """The trial of ``seed``; None when an earlier proposal has just ended it."""
-        if not 0 <= seed < self._seeds_made:
+        if not 0 <= seed < self._nursery.made:
             wanted = ", ".join(map(str, self.trials)) or "none, nothing is on trial"
             raise ValueError(f"the controller names seed {seed}, wanted one on trial: {wanted}")
         return self.trials.get(seed)
 
-    def _germinate(self, slot: str, name: str, reason: str, step: int) -> None:
-        self._check_place(slot, name)
-        number, self._seeds_made = self._seeds_made, self._seeds_made + 1
-        blueprint = self._library[name]
-        seed = new_seed(number, self.lattice.map.slots[slot], blueprint, self._context.run_seed)
-        trial = Trial(seed, blueprint, since=step)
-        if self._gatekeeper.ask(trial, step).passed:
-            self.transitions.germinate(trial, step, reason)
-
-    def _check_place(self, slot: str, name: str) -> None:
-        """Raise ``ValueError`` for a germination that no host and library like these allow."""
-        if slot not in self.lattice.map.slots:
-            known = ", ".join(self.lattice.map.slots)
-            raise ValueError(f"the controller names slot {slot!r}, wanted one of {known}")
-        if name not in self._library:
-            known = ", ".join(self._library)
-            raise ValueError(f"the controller names blueprint {name!r}, wanted one of {known}")
-        place, blueprint = self.lattice.map.slots[slot], self._library[name]
-        obstacle = applies(blueprint, place)
-        if blueprint.source != place.source:
-            obstacle = f"it reads {blueprint.source}, the slot gives {place.source}"
-        if obstacle is not None:
-            raise ValueError(f"the controller puts {name!r} into slot {slot!r}: {obstacle}")
-
     def _advance(self, trial: Trial, reason: str, step: int) -> None:
+        if live_stage(self.lattice, trial) is Stage.GERMINATED:
+            self._nursery.admit(trial, reason)
+            return
         result = self._gatekeeper.ask(trial, step)
         if result.passed:
             self.transitions.advance(trial, step, f"{reason}: {result.reason}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 
-from esper.kasmina.check import contract_violations
+from esper.kasmina.check import contract_check
 from esper.kasmina.shadow import SEED_FAULTS, held_out_losses
 from esper.telemetry.layers import layers_of, outside
 from esper.tolaria import gates
@@ -32,17 +33,27 @@ class Gatekeeper:
         self._fork_tests = 0
         self._loss_before_graft = math.inf
 
-    def ask(self, trial: Trial, step: int) -> GateResult:
-        """The gate that leads out of the trial's stage.
+    def examine(self, trial: Trial) -> Iterator[list[str]]:
+        """What each part of the check of a germinated seed finds; what it raises is a finding."""
+        context = self._context
+        model, batch = self._lattice.model, context.parts.watch[0]
+        try:
+            yield from contract_check(model, trial.seed, context.loss_fn, batch)
+        except SEED_FAULTS as error:
+            yield [f"the seed fails: {error}"]
+
+    def ask(self, trial: Trial, step: int, problems: Sequence[str] = ()) -> GateResult:
+        """The gate that leads out of the trial's stage; ``problems`` are what :meth:`examine` has
+        found.
 
         A seed that fails in its own check is refused for good; the host trains on.
         """
         source = live_stage(self._lattice, trial)
         target = Stage.GERMINATED if source is Stage.DORMANT else NEXT[source]
         try:
-            result = self._measure(trial, source, step)
+            result = self._measure(trial, source, step, problems)
         except SEED_FAULTS as error:
-            if source not in (Stage.GERMINATED, Stage.TRAINING):
+            if source is not Stage.TRAINING:
                 raise
             result = GateResult(False, f"the seed fails: {error}", final=True)
         gate = GATES[source, target]
@@ -70,7 +81,9 @@ class Gatekeeper:
         """Go on from a :meth:`snapshot`."""
         self._fork_tests, self._loss_before_graft = kept
 
-    def _measure(self, trial: Trial, source: Stage, step: int) -> GateResult:
+    def _measure(
+        self, trial: Trial, source: Stage, step: int, problems: Sequence[str]
+    ) -> GateResult:
         settings, parts, loss_fn = (
             self._context.settings,
             self._context.parts,
@@ -83,7 +96,7 @@ class Gatekeeper:
                 budget = self._watch.budget
                 return gates.germination(seed, trial.blueprint, budget, occupied=occupied)
             case Stage.GERMINATED:
-                return gates.isolation(contract_violations(model, seed, loss_fn, parts.watch[0]))
+                return gates.isolation(problems)
             case Stage.TRAINING:
                 base = held_out_losses(model, loss_fn, parts.shadow)
                 grown = held_out_losses(model, loss_fn, parts.shadow, seed)

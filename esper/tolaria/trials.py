@@ -26,9 +26,10 @@ class Trial:
     """One seed, from the proposal to its end.
 
     ``refused_at`` is the number of measurements there were when a gate last refused it: a gate
-    is not asked again before there is a new one. ``broken`` says why it has to end; a trial that
-    is ``stopped`` learns no more, while one that broke as it was measured learns on until its end,
-    so that the passes of training are the same in a re-run, which measures nothing.
+    is not asked again before there is a new one. ``entering`` tells that its contract is being
+    checked, before it may train. ``broken`` says why it has to end; a trial that is ``stopped``
+    learns no more, while one that broke as it was measured learns on until its end, so that the
+    passes of training are the same in a re-run, which measures nothing.
     """
 
     seed: Seed
@@ -37,6 +38,7 @@ class Trial:
     gains: list[float] = field(default_factory=list)
     refusals: int = 0
     refused_at: int = 0
+    entering: bool = False
     broken: str = ""
     stopped: bool = False
 

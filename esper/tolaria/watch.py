@@ -113,7 +113,7 @@ class Watch:
         age = self.held_out[-1][0] - trial.since if self.held_out else -1
         match live_stage(self._lattice, trial):
             case Stage.GERMINATED:
-                return True
+                return not trial.entering
             case Stage.TRAINING:
                 return len(trial.gains) > trial.refused_at and not self._grafting()
             case Stage.GRAFTING:

@@ -14,8 +14,8 @@ from esper.telemetry.passes import measure
 from esper.tolaria.trials import new_seed
 from esper_events.events import TrialMeasured
 from esper_events.stages import Stage
-from support.growth_runs import OneSeed, events, stages
-from support.ways import Compiled, CompiledByLayer, CompiledInPlace
+from support.growth_runs import FAST, OneSeed, events, stages, with_
+from support.ways import STEPS, Compiled, CompiledByLayer, CompiledInPlace
 
 BLEND = "esper.graft_blend"
 
@@ -50,7 +50,10 @@ def test_a_culled_graft_costs_one_compilation_and_the_hosts_code_goes_on(
 
 def test_a_trial_costs_no_compilation() -> None:
     way = Compiled()
-    growth = way.through(OneSeed(*way.slot, Stage.TRAINING))
+    settings = with_(FAST, measure_every=1)
+    growth = way.grow(settings, OneSeed(*way.slot, Stage.TRAINING), **way.given())
+    way.run(STEPS)
+    growth.close()
     assert len(way.graphs) == 1
     assert len(events(growth, TrialMeasured)) > 0
 

@@ -218,7 +218,7 @@ def test_training_batches_that_were_kept_back_are_kept(tmp_path: Path) -> None:
 def test_held_out_batches_of_another_kind_are_refused_and_nothing_is_written(
     tmp_path: Path,
 ) -> None:
-    Run(tmp_path / "run", widened()).train(60, close=False)
+    Run(tmp_path / "run", widened()).train(80, close=False)
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path / "run", killed)
     told = "the run that was killed had probe batches"
