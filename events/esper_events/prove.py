@@ -23,8 +23,10 @@ def prove_event(path: Path, index: int) -> InclusionProof:
     """
     key, signed, hashes, event = _read(path, None, index)
     if not 0 <= index < signed.checkpoint.size:
-        size = signed.checkpoint.size
-        raise ProofError(f"got event {index}, the signed checkpoint counts {size}, from 0")
+        raise ProofError(
+            f"got event {index}, the signed checkpoint counts {signed.checkpoint.size}, from 0 "
+            "(the run's writer signs the next one when the run closes, at the latest)"
+        )
     return InclusionProof(key, event, index, tuple(inclusion_path(hashes, index)), signed)
 
 
@@ -39,7 +41,10 @@ def prove_growth(path: Path, kept: SignedCheckpoint) -> ConsistencyProof:
     key, signed, hashes, _ = _read(path, kept, None)
     old, size = kept.checkpoint.size, signed.checkpoint.size
     if old > size:
-        raise ProofError(f"the kept checkpoint counts {old} events, the run's own only {size}")
+        raise ProofError(
+            f"the kept checkpoint counts {old} events, the run's own only {size}: ask for a proof "
+            "when the run's writer has signed the next one"
+        )
     return ConsistencyProof(key, old, tuple(consistency_path(hashes, old)), signed)
 
 
