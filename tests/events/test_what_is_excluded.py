@@ -1,5 +1,5 @@
-"""A verdict says all that it does not exclude: what was done to a log is either refused or named in a
-note, with the event after which it may have been done."""
+"""A verdict says all that it does not exclude: what was done to a log is either refused or named in
+a note, with the event after which it may have been done."""
 
 from __future__ import annotations
 
