@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from esper.kasmina.joint_optimizer import JointOptimizer
 from esper.kasmina.shadow import SEED_FAULTS, held_out_losses, shadow_step
-from esper.kasmina.shared import CannotShareError, shared_losses, shared_step
+from esper.kasmina.shared import CannotShareError, prepare, shared_losses, shared_step
 from esper.tolaria.context import Context
 from esper.tolaria.trials import Trial, derived_seed
 from esper_events.events import PassesSeparated
@@ -36,6 +36,8 @@ class ShadowPasses:
         self._context = context
         self._model = context.lattice.model
         self._optimizers: dict[tuple[int, ...], JointOptimizer] = {}
+        if context.settings.share > 1:
+            prepare()
 
     def train(self, trials: Sequence[Trial], batch: Any, step: int) -> None:
         """One step of each trial's shadow objective; an exception or a loss that is not finite
