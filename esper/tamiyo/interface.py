@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from esper_events.events import Objective
 from esper_events.stages import Stage
 
 
@@ -36,6 +37,7 @@ class SeedView:
     ready: bool
     pending: bool
     refusals: int
+    objective: Objective = "shadow"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Germinate:
-    """Start a trial of ``blueprint`` in ``slot``."""
+    """Start a trial of ``blueprint`` in ``slot``, in which the seed learns from ``objective``."""
 
     slot: str
     blueprint: str
     reason: str
+    objective: Objective = "shadow"
 
 
 @dataclass(frozen=True)

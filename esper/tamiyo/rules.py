@@ -8,6 +8,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from esper.tamiyo.interface import (
@@ -20,6 +21,7 @@ from esper.tamiyo.interface import (
     Proposal,
     SeedView,
 )
+from esper_events.events import Objective
 from esper_events.stages import BLENDED, Stage
 
 
@@ -28,7 +30,8 @@ class Rules:
     """Thresholds of the rule-based controller, in steps and observations.
 
     ``patience`` and ``plateau`` define stagnation, ``trials`` the size of a tournament,
-    ``trial_steps`` its length in shadow steps and ``rungs`` how often it halves.
+    ``trial_steps`` its length in shadow steps and ``rungs`` how often it halves. The seeds of a
+    tournament learn from the ``objectives`` in turn.
     """
 
     warmup: int
@@ -39,6 +42,7 @@ class Rules:
     trial_steps: int
     rungs: int
     max_refusals: int = 3
+    objectives: tuple[Objective, ...] = ("shadow",)
 
 
 class RuleController:
@@ -101,7 +105,9 @@ class RuleController:
         self._fruitless += 1
         chosen = self._portfolio(observation.candidates)
         why = "held-out loss has stopped falling"
-        return [Plateau(losses[-1]), *(Germinate(c.slot, c.blueprint, why) for c in chosen)]
+        objectives = cycle(rules.objectives)
+        seeds = [Germinate(c.slot, c.blueprint, why, next(objectives)) for c in chosen]
+        return [Plateau(losses[-1]), *seeds]
 
     def _portfolio(self, candidates: tuple[Candidate, ...]) -> list[Candidate]:
         """The least tried candidates, spread over blueprints and slots, ties by lot."""

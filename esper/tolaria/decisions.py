@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 from esper.tolaria.breaker import Breaker, Log, Ticket
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import SeedFolded, TransitionApplied, TransitionDecided, TransitionLapsed
+from esper_events.events import (
+    Objective,
+    SeedFolded,
+    TransitionApplied,
+    TransitionDecided,
+    TransitionLapsed,
+    recorded,
+)
 from esper_events.stages import Stage
 
 __all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
@@ -45,7 +52,7 @@ class Change:
 
     ``apply`` takes the step at which it happens. ``still_holds`` is asked right before: what was
     true when the change was decided may have passed. ``lapsed`` is called when the change will
-    never happen.
+    never happen. ``objective`` is that of a seed that germinates.
     """
 
     seed: int
@@ -58,6 +65,7 @@ class Change:
     still_holds: Callable[[], bool]
     lapsed: Callable[[], None]
     removal: Literal["", "removed", "fork"] = ""
+    objective: Objective = "shadow"
 
 
 @dataclass
@@ -142,6 +150,7 @@ class Decisions:
             target=change.target,
             reason=change.reason,
             removal=change.removal,
+            objective=recorded(change.objective),
         )
         self._open[number] = _Open(number, at_step, change, self._log.append(decided))
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from esper.kasmina.check import contract_check
+from esper.kasmina.errors import ObjectiveError
+from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import SEED_FAULTS, held_out_losses
 from esper.telemetry.layers import layers_of, outside
 from esper.tolaria import gates
@@ -81,6 +83,15 @@ class Gatekeeper:
         """Go on from a :meth:`snapshot`."""
         self._fork_tests, self._loss_before_graft = kept
 
+    def _obstacle(self, seed: Seed) -> str:
+        """Why ``seed`` cannot learn from its objective in its slot; empty where it can."""
+        try:
+            if seed.objective == "next_layer":
+                self._transitions.onward(seed)
+        except ObjectiveError as error:
+            return str(error)
+        return ""
+
     def _measure(
         self, trial: Trial, source: Stage, step: int, problems: Sequence[str]
     ) -> GateResult:
@@ -94,7 +105,10 @@ class Gatekeeper:
             case Stage.DORMANT:
                 occupied = self._lattice.occupied(seed.slot.id)
                 budget = self._watch.budget
-                return gates.germination(seed, trial.blueprint, budget, occupied=occupied)
+                obstacle = self._obstacle(seed)
+                return gates.germination(
+                    seed, trial.blueprint, budget, occupied=occupied, obstacle=obstacle
+                )
             case Stage.GERMINATED:
                 return gates.isolation(problems)
             case Stage.TRAINING:

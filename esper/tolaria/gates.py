@@ -25,10 +25,15 @@ class GateResult:
 
 
 def germination(
-    seed: Seed, blueprint: Blueprint, budget_left: int, *, occupied: bool = False
+    seed: Seed,
+    blueprint: Blueprint,
+    budget_left: int,
+    *,
+    occupied: bool = False,
+    obstacle: str = "",
 ) -> GateResult:
-    """The slot is free, the blueprint the one its digest names, its parameters are finite, and
-    the budget holds."""
+    """The slot is free, the blueprint the one its digest names, its parameters are finite, the
+    budget holds, and there is no ``obstacle`` to the seed's objective in its slot."""
     count = sum(parameter.numel() for parameter in seed.parameters)
     figures = {"parameters": float(count), "budget_left": float(budget_left)}
     if occupied:
@@ -40,6 +45,8 @@ def germination(
     if count > budget_left:
         reason = f"{count} parameters exceed the {budget_left} left in the budget"
         return GateResult(False, reason, figures, True)
+    if obstacle:
+        return GateResult(False, obstacle, figures, True)
     return GateResult(True, "blueprint, parameters and budget hold", figures)
 
 

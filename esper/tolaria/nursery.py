@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint
@@ -19,6 +20,7 @@ from esper.tolaria.decisions import Decisions
 from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage, new_seed
+from esper_events.events import Objective
 from esper_events.stages import Stage
 
 
@@ -68,6 +70,11 @@ class Nursery:
             ValueError: no host and library like these allow it.
         """
         self._check_place(wanted.slot, wanted.blueprint)
+        if wanted.objective not in get_args(Objective):
+            known = ", ".join(get_args(Objective))
+            raise ValueError(
+                f"the controller names objective {wanted.objective!r}, wanted one of {known}"
+            )
         self._unborn += 1
         self._jobs.append(_Job(self._germination(wanted)))
 
@@ -93,7 +100,7 @@ class Nursery:
     def _germination(self, wanted: Germinate) -> Iterator[None]:
         number, self.made = self.made, self.made + 1
         slot, blueprint = self._lattice.map.slots[wanted.slot], self._library[wanted.blueprint]
-        seed = new_seed(number, slot, blueprint, self._context.run_seed)
+        seed = new_seed(number, slot, blueprint, self._context.run_seed, wanted.objective)
         trial = Trial(seed, blueprint, since=self._step)
         yield
         self._unborn -= 1

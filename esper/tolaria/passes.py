@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from esper.kasmina.joint_optimizer import JointOptimizer
+from esper.kasmina.objectives import local_step
 from esper.kasmina.shadow import SEED_FAULTS, held_out_losses, shadow_step
 from esper.kasmina.shared import CannotShareError, prepare, shared_losses, shared_step
 from esper.tolaria.context import Context
@@ -24,7 +25,8 @@ T = TypeVar("T")
 class ShadowPasses:
     """Lets seeds on trial learn, and measures them.
 
-    Up to ``share`` of them share a pass. Where the host or its objective cannot be run for several
+    Those with a local objective learn from one plain pass. Of the others up to ``share`` share a
+    pass in which each is switched on. Where the host or its objective cannot be run for several
     at once, and can for each alone, they are run one by one from there on, which is put on record.
     Whether that is so depends on code, settings and data alone, and training does not depend on
     what measuring found, so that a re-run, which measures nothing, finds the same.
@@ -40,13 +42,14 @@ class ShadowPasses:
             prepare()
 
     def train(self, trials: Sequence[Trial], batch: Any, step: int) -> None:
-        """One step of each trial's shadow objective; an exception or a loss that is not finite
-        stops a trial."""
+        """One step of each trial's objective; an exception or a loss that is not finite stops a
+        trial."""
         loss_fn = self._context.loss_fn
         draw = derived_seed(self._context.run_seed, "shadow", step)
-        groups = self._groups(trials)
+        groups = self._groups([trial for trial in trials if trial.seed.objective == "shadow"])
+        local = [trial for trial in trials if trial.seed.objective != "shadow"]
         self._optimizers = {
-            key: self._optimizers.get(key) or _joint(g) for key, g in groups.items()
+            _key(g): self._optimizers.get(_key(g)) or _joint(g) for g in (*groups.values(), local)
         }
 
         def together(group: Sequence[Trial]) -> list[float | Exception]:
@@ -57,12 +60,18 @@ class ShadowPasses:
             return shadow_step(self._model, trial.seed, loss_fn, batch, draw)
 
         for group in groups.values():
-            found = self._run(group, "training", step, together, alone)
-            for trial, loss in zip(group, found, strict=True):
-                if isinstance(loss, Exception):
-                    trial.stop(f"its shadow pass failed: {loss}")
-                elif not math.isfinite(loss):
-                    trial.stop(f"its shadow loss is {loss}")
+            _judge(group, self._run(group, "training", step, together, alone))
+        if local:
+            _judge(local, self._learn_locally(local, batch, draw))
+
+    def _learn_locally(
+        self, trials: Sequence[Trial], batch: Any, draw: int
+    ) -> list[float | Exception]:
+        seeds, optimizer = [trial.seed for trial in trials], self._optimizers[_key(trials)]
+        try:
+            return local_step(self._model, seeds, self._context.loss_fn, batch, draw, optimizer)
+        except SEED_FAULTS as error:
+            return [error] * len(trials)
 
     def measure(
         self, trials: Sequence[Trial], batches: Sequence[Any], step: int
@@ -119,6 +128,14 @@ class ShadowPasses:
         self._context.log.append(
             PassesSeparated(time=time.time(), step=step, purpose=purpose, reason=reason)
         )
+
+
+def _judge(trials: Sequence[Trial], losses: Sequence[float | Exception]) -> None:
+    for trial, loss in zip(trials, losses, strict=True):
+        if isinstance(loss, Exception):
+            trial.stop(f"its shadow pass failed: {loss}")
+        elif not math.isfinite(loss):
+            trial.stop(f"its shadow loss is {loss}")
 
 
 def _key(group: Sequence[Trial]) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from esper_events.events import (
     TransitionDecided,
     TransitionLapsed,
     WeightsRecorded,
+    objective_of,
 )
 from esper_events.stages import Stage
 
@@ -205,7 +206,8 @@ class Rerun:
             known = ", ".join(self.lattice.map.slots)
             raise RerunError(f"the log germinates in slot {decided.slot!r}, the host has {known}")
         blueprint = self._logged.blueprints[decided.blueprint]
-        seed = new_seed(decided.seed, slot, blueprint, self._logged.started.seed)
+        objective = objective_of(decided.objective)
+        seed = new_seed(decided.seed, slot, blueprint, self._logged.started.seed, objective)
         return Trial(seed, blueprint, since=step)
 
     def _compare_tensors(self, step: int, logged: dict[str, str]) -> None:

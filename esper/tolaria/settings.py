@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from esper_events.events import Objective
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Steps = Annotated[int, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -48,6 +50,10 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
       ``sample_every``: measure all layers as ``esper.inspect`` does every so many steps (0: never);
       both are read through ``Growth.telemetry``.
     - ``blueprints``: names from the library; empty means all that apply.
+    - ``objectives``: what seeds in TRAINING learn from; several are given to the seeds of a
+      tournament in turn. ``shadow`` is the host's own loss with the seed switched on; for
+      ``reconstruction``, ``negative_gradient`` and ``next_layer`` see
+      :mod:`esper.kasmina.objectives`. The gates are the same for all.
     """
 
     observe_every: Count = 1000
@@ -82,3 +88,4 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     step_statistics: bool = False
     sample_every: Steps = 0
     blueprints: tuple[str, ...] = ()
+    objectives: Annotated[tuple[Objective, ...], msgspec.Meta(min_length=1)] = ("shadow",)

@@ -10,13 +10,16 @@ from typing import Any, Literal, Protocol
 
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.digest import model_digest
+from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.fold import FoldError
+from esper.kasmina.onward import Onward, find_onward
+from esper.kasmina.seed import Seed
 from esper.projections.lattice import LatticeState, SeedState
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Change, Effect
 from esper.tolaria.fork_trial import ForkTrial
 from esper.tolaria.trials import Trial, give_optimizer, live_stage, new_seed
-from esper_events.events import SeedFolded
+from esper_events.events import SeedFolded, recorded
 from esper_events.stages import BLENDED, Stage
 
 _logger = logging.getLogger("esper.tolaria")
@@ -78,7 +81,11 @@ class Transitions:
         """The running lattice in the terms of its projection."""
         seeds = {
             number: SeedState(
-                seed.slot.id, seed.blueprint, self._lattice.stage(number), self.weights[number]
+                seed.slot.id,
+                seed.blueprint,
+                self._lattice.stage(number),
+                self.weights[number],
+                recorded(seed.objective),
             )
             for number, seed in self._lattice.seeds.items()
         }
@@ -101,6 +108,7 @@ class Transitions:
                     "number": number,
                     "slot": seed.slot.id,
                     "blueprint": seed.blueprint,
+                    "objective": seed.objective,
                     "stage": lattice.stage(number).value,
                     "in_path": number in lattice.grafts,
                     "weights": self.weights[number],
@@ -126,7 +134,8 @@ class Transitions:
         blueprints = {blueprint.id: blueprint for blueprint in self._context.library}
         for known in kept["seeds"]:
             slot, blueprint = lattice.map.slots[known["slot"]], blueprints[known["blueprint"]]
-            seed = new_seed(known["number"], slot, blueprint, run_seed)
+            objective = known.get("objective", "shadow")
+            seed = new_seed(known["number"], slot, blueprint, run_seed, objective)
             lattice.restore(seed, Stage(known["stage"]), in_path=known["in_path"])
             if not known["in_path"]:
                 lattice.forget(seed)
@@ -229,7 +238,23 @@ class Transitions:
 
     def _start_training(self, trial: Trial) -> None:
         give_optimizer(self._lattice, trial.seed, self._settings.seed_lr_scale)
+        if trial.seed.objective == "next_layer":
+            try:
+                trial.seed.onward = self.onward(trial.seed)
+            except ObjectiveError as error:
+                trial.stop(str(error))
         self._lattice.advance(trial.seed, Stage.TRAINING)
+
+    def onward(self, seed: Seed) -> Onward:
+        """The way from the seed's slot to the next.
+
+        Raises:
+            ObjectiveError: there is none.
+        """
+        lattice, batch = self._lattice, self._context.parts.watch[0]
+        return find_onward(
+            lattice.model, seed.slot, lattice.map.slots, lambda: self._context.loss_fn(batch)
+        )
 
     def _start_graft(self, trial: Trial) -> None:
         lattice = self._lattice
@@ -337,4 +362,5 @@ class Transitions:
             still_holds=lambda: live_stage(self._lattice, trial) is source,
             lapsed=lapsed,
             removal=removal,
+            objective=trial.seed.objective if target is Stage.GERMINATED else "shadow",
         )

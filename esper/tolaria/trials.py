@@ -17,7 +17,7 @@ from esper.kasmina.seed import Seed
 from esper.kasmina.signature import Slot
 from esper.tamiyo.interface import Candidate
 from esper.tolaria.statistics import paired_gain
-from esper_events.events import TrialMeasured
+from esper_events.events import Objective, TrialMeasured
 from esper_events.stages import Stage
 
 
@@ -53,12 +53,14 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def new_seed(number: int, slot: Slot, blueprint: Blueprint, run_seed: int) -> Seed:
+def new_seed(
+    number: int, slot: Slot, blueprint: Blueprint, run_seed: int, objective: Objective = "shadow"
+) -> Seed:
     """Build seed ``number``; its tensors depend on the run's seed and its number alone."""
     generator = torch.Generator().manual_seed(derived_seed(run_seed, "seed", number))
     body = build(blueprint, slot, generator)
     recipe = blueprint.canonical()
-    return Seed(id=number, slot=slot, blueprint=blueprint.id, body=body, recipe=recipe)
+    return Seed(number, slot, blueprint.id, body, recipe=recipe, objective=objective)
 
 
 def give_optimizer(lattice: Lattice, seed: Seed, lr_scale: float) -> None:

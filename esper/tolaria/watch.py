@@ -153,6 +153,7 @@ class Watch:
             ready=self.ready(trial),
             pending=stage is Stage.DORMANT or self._decisions.pending(trial.seed.id),
             refusals=trial.refusals,
+            objective=trial.seed.objective,
         )
 
     def _row(self, trial: Trial) -> SeedRow:
