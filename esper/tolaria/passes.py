@@ -49,7 +49,7 @@ class ShadowPasses:
         groups = self._groups([trial for trial in trials if trial.seed.objective == "shadow"])
         local = [trial for trial in trials if trial.seed.objective != "shadow"]
         self._optimizers = {
-            _key(g): self._optimizers.get(_key(g)) or _joint(g) for g in (*groups.values(), local)
+            _key(g): self._optimizers.get(_key(g)) or _joint(g) for g in (*groups, local)
         }
 
         def together(group: Sequence[Trial]) -> list[float | Exception]:
@@ -59,7 +59,7 @@ class ShadowPasses:
         def alone(trial: Trial) -> float:
             return shadow_step(self._model, trial.seed, loss_fn, batch, draw)
 
-        for group in groups.values():
+        for group in groups:
             _judge(group, self._run(group, "training", step, together, alone))
         if local:
             _judge(local, self._learn_locally(local, batch, draw))
@@ -86,7 +86,7 @@ class ShadowPasses:
             return held_out_losses(self._model, loss_fn, batches, trial.seed)
 
         measured: list[list[float] | None] = []
-        for group in self._groups(trials).values():
+        for group in self._groups(trials):
             found = self._run(group, "measuring", step, together, alone)
             for trial, losses in zip(group, found, strict=True):
                 if isinstance(losses, Exception):
@@ -94,11 +94,10 @@ class ShadowPasses:
                 measured.append(None if isinstance(losses, Exception) else losses)
         return measured
 
-    def _groups(self, trials: Sequence[Trial]) -> dict[tuple[int, ...], Sequence[Trial]]:
-        """The trials that share a pass, by the numbers of their seeds."""
+    def _groups(self, trials: Sequence[Trial]) -> list[Sequence[Trial]]:
+        """Those that share a pass."""
         size = self._context.settings.share
-        groups = [trials[first : first + size] for first in range(0, len(trials), size)]
-        return {_key(group): group for group in groups}
+        return [trials[first : first + size] for first in range(0, len(trials), size)]
 
     def _run(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +124,23 @@ class Inplace(nn.Module):
         return logits
 
 
+class Restless(nn.Module):
+    """``[batch, 6]`` to 3 logits by how often it was called and by three generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += x.mean()
+        noise = random.random() + float(np.random.rand()) + torch.rand(())
+        logits: Tensor = self.head(self.body(x * self.calls + self.seen) * noise)
+        return logits
+
+
 def doubles(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -134,6 +153,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     "attention": lambda: setting(Tokens().double(), torch.randint(11, (8, 5))),
     "sequence first": lambda: setting(SequenceFirst().double(), doubles(8, 5, 6)),
     "fossils": grown,
+    "restless": lambda: setting(Restless().double(), doubles(8, 6)),
     "written in place": lambda: setting(Inplace().double(), doubles(8, 6)),
 }
 

@@ -33,9 +33,10 @@ from support.growth_runs import FAST, Asleep, Batch, Loop, bits, events, plain, 
 
 PLACES = [("layer1..head", "widen"), ("layer1", "low_rank"), ("head", "bottleneck_mlp")]
 SETTINGS = with_(FAST, record_every=10)
-ROUND = 50
-"""Steps from one tournament to the next, of which seeds learn for 30."""
-STEPS = 95
+ROUND = 60
+"""Steps from one tournament to the next: seeds enter their trials at about the 30th, one after the
+other, and learn together until the 50th."""
+STEPS = 115
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Tournaments:
         if age == 5:
             return [Germinate(slot, blueprint, "as told") for slot, blueprint in PLACES]
         free = [seed for seed in observation.seeds if not seed.pending]
-        if age >= 35:
+        if age >= 50:
             self.ended += [seed.id for seed in free]
             return [Cull(seed.id, "as told") for seed in free]
         return [Advance(s.id, "as told") for s in free if s.stage is Stage.GERMINATED and s.ready]
@@ -116,9 +117,9 @@ def test_as_many_share_a_pass_as_the_settings_allow(monkeypatch: pytest.MonkeyPa
         return honest(model, seeds, *rest)
 
     monkeypatch.setattr(passes, "shared_step", counted)
-    run(with_(SETTINGS, share=1), steps=30)
+    run(with_(SETTINGS, share=1), steps=40)
     assert sizes == []
-    run(with_(SETTINGS, share=2), steps=30)
+    run(with_(SETTINGS, share=2), steps=40)
     assert set(sizes) == {2}, "the third has a pass of its own"
 
 
@@ -149,7 +150,7 @@ def test_what_cannot_be_shared_is_found_once_and_trains_as_separate_passes_do(
     with caplog.at_level(logging.INFO, "esper.tolaria"):
         loop, growth = run(reads="always")
     told = events(growth, PassesSeparated)
-    assert [event.purpose for event in told] == ["training", "measuring"]
+    assert sorted(event.purpose for event in told) == ["measuring", "training"]
     assert all("cannot share a pass here" in event.reason for event in told)
     assert sum("one pass for each seed" in record.message for record in caplog.records) == 2
     other, apart = run(with_(SETTINGS, share=1), reads="always")
@@ -184,9 +185,9 @@ def failing(growth: Growth, number: int, *, in_training: bool) -> None:
 def test_a_seed_that_fails_ends_alone(reads: str) -> None:
     loop = Counting(reads)
     growth = loop.grow(SETTINGS, Tournaments())
-    loop.run(20)
+    loop.run(38)
     failing(growth, 1, in_training=True)
-    loop.run(STEPS - 20)
+    loop.run(STEPS - 38)
     growth.close()
     culled = [e for e in events(growth, TransitionDecided) if e.target is Stage.CULLED]
     assert culled[0].seed == 1 and culled[0].reason == "its shadow pass failed: not with me"
@@ -198,9 +199,9 @@ def test_a_seed_that_fails_ends_alone(reads: str) -> None:
 def test_a_seed_that_cannot_be_measured_learns_on_to_its_end_so_that_a_rerun_is_the_same() -> None:
     loop = Counting()
     growth = loop.grow(SETTINGS, Tournaments())
-    loop.run(20)
+    loop.run(38)
     failing(growth, 1, in_training=False)
-    loop.run(STEPS - 20)
+    loop.run(STEPS - 38)
     growth.close()
     decided = events(growth, TransitionDecided)
     assert "its measurement failed: not with me" in [event.reason for event in decided]
@@ -218,9 +219,9 @@ def test_no_memory_for_a_shared_pass_ends_its_trials_and_not_the_training(
 
     loop = Counting()
     growth = loop.grow(SETTINGS, Tournaments())
-    loop.run(20)
+    loop.run(38)
     monkeypatch.setattr(shared, "_losses", full)
-    loop.run(STEPS - 20)
+    loop.run(STEPS - 38)
     growth.close()
     culled = [e for e in events(growth, TransitionDecided) if e.target is Stage.CULLED]
     assert {e.reason for e in culled[:3]} == {"its shadow pass failed: no room for 3 seeds"}
@@ -230,11 +231,11 @@ def test_no_memory_for_a_shared_pass_ends_its_trials_and_not_the_training(
 def test_a_loss_that_is_no_number_stops_its_seed_alone() -> None:
     loop = Counting()
     growth = loop.grow(SETTINGS, Tournaments())
-    loop.run(20)
+    loop.run(38)
     assert growth.engine is not None
     for parameter in growth.engine.trials[2].seed.parameters:
         parameter.data.fill_(math.nan)
-    loop.run(30)
+    loop.run(STEPS - 38)
     growth.close()
     culled = [e for e in events(growth, TransitionDecided) if e.target is Stage.CULLED]
     assert (culled[0].seed, culled[0].reason) == (2, "its shadow loss is nan")
@@ -260,17 +261,17 @@ def test_a_resumed_run_remembers_which_way_its_passes_ran(reads: str, tmp_path: 
         growth._checkpoints.close()
     growth.close()
     kept = [event.step for event in events(growth, CheckpointWritten)]
-    assert any(40 < step < 55 for step in kept), "after the first tournament, before the second"
+    assert any(52 <= step < 65 for step in kept), "after the first tournament, before the second"
 
     cut, killed = begin(tmp_path / "cut")
-    for _ in range(80):
+    for _ in range(100):
         cut.run(1)
         assert killed._checkpoints is not None
         killed._checkpoints.close()
     killed.log.flush(5.0)
     killed.log.close()
     resumed, again = begin(tmp_path / "cut", resume=True)
-    assert 0 < again.resumed_at < 80
+    assert 0 < again.resumed_at < 100
     resumed.run(STEPS - again.resumed_at)
     again.close()
     assert same(bits(resumed), bits(first))
