@@ -137,14 +137,13 @@ def _pass(
     able = [seed for seed in seeds if seed.id in additions]
     if not able:
         return {}, faults
-    ended, drawn = ModuleState.current(model), RandomState()
+    ended = ModuleState.current(model)
     state.put_back()
     random.restore()
     try:
         losses = _losses(model, state.modules, able, additions, loss_fn, batch)
     finally:
         ended.put_back()
-        drawn.restore()
     return losses, faults
 
 

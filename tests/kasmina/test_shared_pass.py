@@ -132,13 +132,16 @@ class Restless(nn.Module):
         self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
         self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
         self.calls = 0
+        self.last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.last is not None and self.last.dim() != 2:
+            raise RuntimeError("a pass of several seeds has left its activations behind")
         self.calls += 1
         self.seen += x.mean()
         noise = random.random() + float(np.random.rand()) + torch.rand(())
-        logits: Tensor = self.head(self.body(x * self.calls + self.seen) * noise)
-        return logits
+        self.last = self.head(self.body(x * self.calls + self.seen) * noise)
+        return self.last
 
 
 def doubles(*shape: int) -> Tensor:
