@@ -60,12 +60,12 @@ def contract_check(
         yield problems
         yield _blend_problems(h, delta)
         del h, delta
-        with HostGuard(model), torch.enable_grad(), _switched_on(model, seed) as probe:
-            problems = _gradient_problems(seed, probe.loss(loss_fn, batch))
-        yield problems
     except _MisfitError as misfit:
         yield [str(misfit)]
         return
+    with HostGuard(model), torch.enable_grad(), switched_on(model, seed):
+        problems = _gradient_problems(seed, scalar_loss(loss_fn(batch)))
+    yield problems
     yield _evaluation_problems(model, seed, loss_fn, batch)
 
 

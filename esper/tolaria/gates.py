@@ -72,9 +72,9 @@ def blend(alpha: float) -> GateResult:
 
 
 def stability(loss: float, before: float, band: float, overdue: bool) -> GateResult:
-    """Held-out loss is inside its band again."""
+    """Held-out loss is inside its band again: ``band - 1`` of what it was above that, or less."""
     figures = {"loss": loss, "before": before, "band": band}
-    if loss <= before * band:
+    if loss <= before + abs(before) * (band - 1.0):
         return GateResult(True, "held-out loss is inside its band", figures)
     return GateResult(False, "held-out loss is outside its band", figures, overdue)
 

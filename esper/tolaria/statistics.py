@@ -11,8 +11,9 @@ from dataclasses import dataclass
 class PairedGain:
     """How much lower one model's loss is than another's, batch by batch.
 
-    ``relative`` is the mean difference as a fraction of the baseline's mean loss, and
-    ``error`` its standard error in the same unit over ``batches`` pairs.
+    ``relative`` is the mean difference as a fraction of the baseline's mean loss (the mean of its
+    magnitudes, where losses can be below zero), and ``error`` its standard error in the same unit
+    over ``batches`` pairs.
     """
 
     relative: float
@@ -37,8 +38,8 @@ def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> Paired
     """The gain of ``candidate`` over ``baseline``, two lists of losses of the same batches.
 
     A candidate's loss that is not finite makes the gain minus infinity: nothing is won by
-    breaking. Only a baseline's makes it infinite. A fraction of a loss needs a loss above zero:
-    a baseline whose mean is not gives minus infinity.
+    breaking. Only a baseline's makes it infinite. Of a baseline that is zero throughout there is
+    no fraction, and the gain is minus infinity.
 
     Raises:
         ValueError: the lists differ in length or are empty.
@@ -60,13 +61,13 @@ def paired_gain(baseline: Sequence[float], candidate: Sequence[float]) -> Paired
 
 def _relative_gain(baseline: Sequence[float], candidate: Sequence[float]) -> PairedGain:
     count = len(baseline)
-    mean = math.fsum(baseline) / count
-    if mean <= 0.0:
+    scale = math.fsum(map(abs, baseline)) / count
+    if scale == 0.0:
         return PairedGain(-math.inf, math.inf, count)
     differences = [a - b for a, b in zip(baseline, candidate, strict=True)]
     centre = math.fsum(differences) / count
     spread = math.fsum((d - centre) ** 2 for d in differences) / max(1, count - 1)
-    return PairedGain(centre / mean, math.sqrt(spread / count) / mean, count)
+    return PairedGain(centre / scale, math.sqrt(spread / count) / scale, count)
 
 
 def spent(budget: float, test: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support.command import SMALL, command, environment, esper
+from support.command import SMALL, command, environment, esper, in_shell
 
 
 class Trained:
@@ -27,6 +27,11 @@ class Trained:
 
     def esper(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return esper(self.directory, *arguments)
+
+    def in_shell(
+        self, tail: str, *arguments: str | Path, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return in_shell(self.directory, tail, *arguments, **more)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -83,18 +88,8 @@ def test_show_tells_the_story_and_every_event(trained: Trained) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
-    done = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f"{' '.join(command('show', 'run', '--all'))} | head -1; echo ${{PIPESTATUS[0]}}",
-        ],
-        cwd=trained.directory,
-        env={**environment(trained.directory / "workspace"), "PYTHONUNBUFFERED": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    counted = "| head -1; echo ${PIPESTATUS[0]}"
+    done = trained.in_shell(counted, "show", "run", "--all", PYTHONUNBUFFERED="1")
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 2
     assert done.stdout.splitlines()[1] == "0"
@@ -108,27 +103,13 @@ def test_a_reader_that_leaves_early_is_no_error(trained: Trained) -> None:
 def test_an_output_that_is_closed_or_full_says_nothing_of_the_log(
     trained: Trained, verb: str, output: str, code: int, told: str
 ) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{' '.join(command(verb, 'run'))} {output}"],
-        cwd=trained.directory,
-        env=environment(trained.directory / "workspace"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = trained.in_shell(output, verb, "run")
     assert (done.returncode, done.stderr) == (code, told)
 
 
 def test_training_goes_on_when_its_reader_leaves(trained: Trained) -> None:
-    arguments = command("train", "small.toml", "--run-dir", "unread")
-    done = subprocess.run(
-        ["bash", "-c", f"{' '.join(arguments)} | head -1; echo ${{PIPESTATUS[0]}}"],
-        cwd=trained.directory,
-        env=environment(trained.directory / "workspace"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    counted = "| head -1; echo ${PIPESTATUS[0]}"
+    done = trained.in_shell(counted, "train", "small.toml", "--run-dir", "unread")
     assert done.stderr == ""
     assert done.stdout.splitlines()[1:] == ["0"]
     assert "run completed" in trained.esper("show", "unread").stdout
@@ -144,14 +125,7 @@ def test_an_exported_log_is_verified_and_a_flipped_bit_is_found(trained: Trained
     data = bytearray((trained.directory / "run.esper").read_bytes())
     data[len(data) // 2] ^= 0x10
     (trained.directory / "flipped.esper").write_bytes(data)
-    unread = subprocess.run(
-        ["bash", "-c", f"{' '.join(command('verify', 'flipped.esper'))} | true; echo $PIPESTATUS"],
-        cwd=trained.directory,
-        env=environment(trained.directory / "workspace"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    unread = trained.in_shell("| true; echo $PIPESTATUS", "verify", "flipped.esper")
     assert (unread.stdout, unread.stderr) == ("1\n", "")
     flipped = trained.esper("verify", "flipped.esper", "--json")
     assert flipped.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,21 @@ def environment(workspace: Path) -> dict[str, str]:
 def command(*arguments: str | Path) -> list[str]:
     """The command line of ``esper`` with these arguments."""
     return [sys.executable, "-m", "esper.cli.main", *(str(argument) for argument in arguments)]
+
+
+def in_shell(
+    directory: Path, tail: str, *arguments: str | Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``esper`` in ``directory`` through bash, with ``tail`` behind its command line: where
+    its output goes. ``more`` joins its environment."""
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.join(command(*arguments))} {tail}"],
+        cwd=directory,
+        env=environment(directory / "workspace") | more,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def esper(directory: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -90,6 +90,11 @@ def test_the_stability_gate_wants_the_loss_in_its_band(
     assert (result.passed, result.final) == (passed, final)
 
 
+@pytest.mark.parametrize(("loss", "passed"), [(-9.0, True), (-7.5, True), (-7.4, False)])
+def test_the_band_of_a_loss_below_zero_lies_above_it_too(loss: float, passed: bool) -> None:
+    assert gates.stability(loss, -10.0, 1.25, overdue=False).passed == passed
+
+
 @pytest.mark.parametrize(
     ("gain", "effect", "level", "passed"),
     [

@@ -54,9 +54,18 @@ def test_a_broken_baseline_is_beaten_by_any_number(bad: float) -> None:
     assert paired_gain([1.0, bad], [5.0, 5.0]).lower(0.01) == math.inf
 
 
-@pytest.mark.parametrize("baseline", [[0.0, 0.0], [-1.0, -2.0], [1.0, -1.0]])
-def test_a_loss_that_is_not_above_zero_has_no_fraction(baseline: list[float]) -> None:
-    assert paired_gain(baseline, [-5.0, -5.0]).lower(0.05) == -math.inf
+def test_of_a_loss_that_is_zero_throughout_there_is_no_fraction() -> None:
+    assert paired_gain([0.0, 0.0], [-5.0, -5.0]).lower(0.05) == -math.inf
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+def test_a_loss_below_zero_is_compared_with_its_magnitude(shift: float) -> None:
+    """Log-densities: the loss falls from -10 to -12, or from around zero."""
+    baseline = [-10.0 + shift, -11.0 + shift, -9.0 + shift]
+    better = paired_gain(baseline, [loss - 2.0 for loss in baseline])
+    worse = paired_gain(baseline, [loss + 2.0 for loss in baseline])
+    assert better.relative == -worse.relative == pytest.approx(2.0 / (10.0 if not shift else 2 / 3))
+    assert better.lower(0.05) > 0.0 > worse.lower(0.05)
 
 
 def test_one_pair_has_no_interval() -> None:
