@@ -123,8 +123,7 @@ struct ResidualGraft : torch::autograd::Function<ResidualGraft> {
     const Tensor before = first_half(x, down, down_bias);
     const Tensor hidden = activated(activation, before);
     const Tensor delta = fused ? Tensor() : at::linear(hidden, up, up_bias);
-    ctx->saved_data["activation"] = activation;
-    ctx->saved_data["fused"] = fused;
+    ctx->saved_data["kind"] = 2 * activation + (fused ? 1 : 0);
     ctx->save_for_backward(
         {x, down, up, alpha, down_bias.value_or(Tensor()), up_bias.value_or(Tensor()), hidden,
          needs_before(activation) ? before : Tensor(), alpha.requires_grad() ? delta : Tensor()});
@@ -133,7 +132,8 @@ struct ResidualGraft : torch::autograd::Function<ResidualGraft> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Tensor& grad = grads[0];
-    const auto activation = ctx->saved_data["activation"].toInt();
+    const auto kind = ctx->saved_data["kind"].toInt();
+    const auto activation = kind / 2;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor& x = saved[0];
     const Tensor& down = saved[1];
@@ -150,8 +150,8 @@ struct ResidualGraft : torch::autograd::Function<ResidualGraft> {
       delta = delta.defined() ? at::linear(hidden, up, up_bias) : delta;
     }
     auto [to_hidden, to_up, to_up_bias, to_alpha] =
-        ctx->saved_data["fused"].toBool() ? project_backward(grad, hidden, up, up_bias, saved[3])
-                                          : products_backward(grad, hidden, up, delta, saved[3]);
+        kind % 2 == 1 ? project_backward(grad, hidden, up, up_bias, saved[3])
+                      : products_backward(grad, hidden, up, delta, saved[3]);
     const Tensor to_before = through_activation(activation, to_hidden, before, hidden);
     const Tensor rows = to_before.reshape({-1, to_before.size(-1)});
     return {

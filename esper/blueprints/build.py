@@ -122,7 +122,10 @@ class Graft(nn.Module):
                 or module._backward_hooks
             ):
                 return None
-        return TwoLayers(down, up, activation)
+        # By the dictionary: a module is asked for attributes that it does not find elsewhere.
+        first, second = down._parameters, up._parameters
+        weights = first["weight"], first["bias"], second["weight"], second["bias"]
+        return TwoLayers(*weights, activation)  # type: ignore[arg-type]
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         values = [x]

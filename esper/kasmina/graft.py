@@ -142,12 +142,14 @@ class GraftPoint(nn.Module):
         """The host module's output, its activation with every seed in it, oldest first."""
         for recorder in self.recorders.values():
             recorder.value = given(args, kwargs, self._input)
-        output = self.host(*args, **kwargs)
+        # Past the search for attributes, which a graft point lengthens by those of its host.
+        parts: dict[str, Any] = self._modules  # type: ignore[assignment]
+        spans = self.span_inputs
+        output = parts["host"](*args, **kwargs)
         h: Tensor = activation(output)
-        for key, seed in self.seeds.items():
-            span = self.span_inputs.get(key)
-            h = seed(h, None if span is None else span.take())
-        for recorder in self.span_inputs.values():
+        for key, seed in parts["seeds"]._modules.items():
+            h = seed(h, spans[key].take() if key in spans else None)
+        for recorder in spans.values():
             recorder.value = None
         return with_activation(output, h)
 

@@ -46,14 +46,16 @@ _NUMBERS: dict[Activation | None, int] = {
 
 
 class TwoLayers(NamedTuple):
-    """``up(activation(down(x)))`` on the last axis.
+    """``up(activation(down(x)))`` on the last axis, by weights and biases of two Linears.
 
     A seed's body that may be no more than that says so by a method ``two_layers``. It gives None
     where calling the body does anything else: where a hook hangs on it, for example.
     """
 
-    down: nn.Linear
-    up: nn.Linear
+    down: Tensor
+    down_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
     activation: Activation | None
 
 
@@ -139,8 +141,8 @@ def graft_body(h: Tensor, x: Tensor, body: nn.Module, alpha: Tensor) -> Tensor |
     layers = offer()
     if layers is None or not h.is_contiguous():
         return None
-    (down, down_bias), (up, up_bias) = _weights(layers.down), _weights(layers.up)
-    dtype, activation = h.dtype, layers.activation
+    down, down_bias, up, up_bias, activation = layers
+    dtype = h.dtype
     if x.dtype != dtype or down.dtype != dtype or up.dtype != dtype:
         return None
     small = up.size(1) <= SMALL_RANK_ALONE
@@ -155,12 +157,6 @@ def graft_body(h: Tensor, x: Tensor, body: nn.Module, alpha: Tensor) -> Tensor |
         return _apply_low_rank(h, x, down, down_bias, up, up_bias, alpha)
     hidden = activation(functional.linear(x, down, down_bias))
     return _apply_project(h, hidden, up, up_bias, alpha)
-
-
-def _weights(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, past the search for attributes that a module is asked for last."""
-    parameters = layer._parameters
-    return parameters["weight"], parameters["bias"]  # type: ignore[return-value]
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/common/layout.h"
 #include "ops/cpu/alpha.h"
 #include "ops/cpu/packed.h"
 
@@ -22,10 +23,6 @@ constexpr std::int64_t kSegments = 64;
 
 std::int64_t grain(std::int64_t elements) {
   return std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(1, elements));
-}
-
-Tensor empty(const std::vector<std::int64_t>& shape, const Tensor& like) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()});
 }
 
 template <typename T>
@@ -152,25 +149,21 @@ double backward(const Operands<T>& operands,
   return total;
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t.has_value() ? std::optional(torch::stable::contiguous(*t)) : std::nullopt;
-}
-
 Tensor graft_project(const Tensor& h,
                      const Tensor& hidden,
                      const Tensor& up,
                      const std::optional<Tensor>& bias,
                      const Tensor& alpha) {
   const ProjectShape shape = check_graft_project("graft_project", h, true, hidden, up, bias, alpha);
-  Tensor out = empty(shape.out, h);
+  Tensor out = empty_of(shape.out, h);
   const double a = read_alpha(alpha);
   if (is_off(a, h.scalar_type())) {
     torch::stable::copy_(out, h);
     return out;
   }
-  const Tensor dense_h = torch::stable::contiguous(h);
-  const Tensor dense_hidden = torch::stable::contiguous(hidden);
-  const std::optional<Tensor> dense_bias = contiguous(bias);
+  const Tensor dense_h = dense_of(h);
+  const Tensor dense_hidden = dense_of(hidden);
+  const std::optional<Tensor> dense_bias = dense_of(bias);
   switch (h.scalar_type()) {
     case ScalarType::Float:
       project(Operands<float>(shape, dense_hidden, up, dense_bias, a), dense_h, out);
@@ -191,13 +184,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> graft_project_backward(const Tensor& 
                                                                   const Tensor& alpha) {
   const ProjectShape shape =
       check_graft_project("graft_project_backward", grad, false, hidden, up, bias, alpha);
-  Tensor to_hidden = empty(shape.hidden, hidden);
-  Tensor to_up = torch::stable::empty_like(up);
-  Tensor to_bias = empty(bias.has_value() ? shape.bias : std::vector<std::int64_t>{0}, up);
-  Tensor to_alpha = torch::stable::empty_like(alpha);
-  const Tensor dense = torch::stable::contiguous(grad);
-  const Tensor dense_hidden = torch::stable::contiguous(hidden);
-  const std::optional<Tensor> dense_bias = contiguous(bias);
+  Tensor to_hidden = empty_of(shape.hidden, hidden);
+  Tensor to_up = empty_in_layout_of(up);
+  Tensor to_bias = empty_of(bias.has_value() ? shape.bias : std::vector<std::int64_t>{0}, up);
+  Tensor to_alpha = empty_in_layout_of(alpha);
+  const Tensor dense = dense_of(grad);
+  const Tensor dense_hidden = dense_of(hidden);
+  const std::optional<Tensor> dense_bias = dense_of(bias);
   const double a = read_alpha(alpha);
   double total = 0.0;
   switch (up.scalar_type()) {
