@@ -143,7 +143,7 @@ class GraftPoint(nn.Module):
         for recorder in self.recorders.values():
             recorder.value = given(args, kwargs, self._input)
         # Past the search for attributes, which a graft point lengthens by those of its host.
-        parts: dict[str, Any] = self._modules  # type: ignore[assignment]
+        parts: dict[str, Any] = self._modules
         spans = self.span_inputs
         output = parts["host"](*args, **kwargs)
         h: Tensor = activation(output)
