@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from esper.kasmina.activation import turned
 from esper.kasmina.capture import Captured, capturing
 from esper.kasmina.errors import ObjectiveError
-from esper.kasmina.isolation import HostGuard, RandomState, seed_everything, uncompiled
+from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.joint_optimizer import JointOptimizer
+from esper.kasmina.random_state import RandomState
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import SEED_FAULTS, LossFunction, scalar_loss
 from esper.kasmina.signature import Slot
