@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from esper.kasmina.errors import IsolationError
 from esper.kasmina.random_state import RandomState, cuda_in_use
@@ -182,11 +183,14 @@ def _copied_tensor(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
 
 
 def _twin_tensors_within(value: object, memo: dict[Any, Any], seen: set[int]) -> None:
-    """Enter copies of the tensors in ``value`` that deepcopy refuses: those inside a graph."""
+    """Enter what deepcopy does not manage: copies of the tensors inside a graph, and handles of
+    hooks, of which a copy would hold the hooks of nobody."""
     if isinstance(value, _IMMUTABLE) or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, Tensor):
+    if isinstance(value, RemovableHandle):
+        memo[id(value)] = value
+    elif isinstance(value, Tensor):
         if not value.is_leaf:
             _twin(value, memo)
     elif isinstance(value, Mapping):
