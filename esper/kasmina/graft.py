@@ -40,6 +40,30 @@ class SpanInput:
         return {"value": None}
 
 
+class _Gate(torch.autograd.Function):
+    """``x`` itself; its gradient passes where ``open`` is 1, and is -0.0 where it is 0.
+
+    Adding -0.0 changes no bit of any number, so that a closed gate is as good as ``detach`` to
+    all that gets a gradient on another way too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, open: Tensor) -> Tensor:
+        ctx.save_for_backward(open)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (open,) = ctx.saved_tensors
+        return torch.where(open > 0.0, gradients[0], -0.0), None
+
+
+def gated(x: Tensor, open: Tensor) -> Tensor:
+    """``x`` with a gate in the way of its gradient; ``open`` is ``[1]``, 0 or 1."""
+    result: Tensor = _Gate.apply(x, open)  # type: ignore[no-untyped-call]
+    return result
+
+
 class GraftedSeed(nn.Module):
     """One seed in the host's forward path.
 
@@ -47,10 +71,14 @@ class GraftedSeed(nn.Module):
     input of the span; ``h`` bit for bit while alpha is 0. While ``isolated``, ``x`` is detached:
     the seed sends no gradient into the host through its input.
 
+    Compiled code asks two tensors whether it is isolated and how far it is blended, so that a host
+    is compiled anew when a seed comes and not again when it becomes a fossil.
+
     Its record is part of the ``state_dict``, so that a grown state tells how it has grown.
     """
 
     alpha: Tensor
+    open: Tensor
 
     def __init__(
         self,
@@ -65,21 +93,35 @@ class GraftedSeed(nn.Module):
         self.source = slot.source
         self.batch_axis = slot.batch_axis
         self.outputs = slot.outputs
-        self.isolated = True
         self.register_buffer("alpha", torch.zeros(1), persistent=False)
+        self.register_buffer("open", torch.zeros(1), persistent=False)
+        self._isolated = True
 
     def forward(self, h: Tensor, span_input: Tensor | None) -> Tensor:
         """Blend; ``h`` is ``[batch, *out_shape]``, ``span_input`` ``[batch, *in_shape]``, both as
         the host lays them out."""
         x = h if span_input is None else span_input
+        if torch.compiler.is_dynamo_compiling():
+            inner = turned(gated(x, self.open), self.batch_axis)
+            delta = turned(self.body(inner), self.batch_axis).to(h.dtype)
+            return ops.graft_blend(h, delta, self.alpha)
         if self.isolated:
             x = x.detach()
             grafted = residual.graft_body(h, x, self.body, self.alpha)
             if grafted is not None:
                 return grafted
-        delta: Tensor = self.body(turned(x, self.batch_axis))
-        delta = turned(delta, self.batch_axis).to(h.dtype)
+        delta = turned(self.body(turned(x, self.batch_axis)), self.batch_axis).to(h.dtype)
         return ops.graft_blend(h, delta, self.alpha) if self.isolated else h + delta
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the seed sends no gradient into the host through its input."""
+        return self._isolated
+
+    @isolated.setter
+    def isolated(self, value: bool) -> None:
+        self._isolated = value
+        self.open.fill_(0.0 if value else 1.0)
 
     @property
     def record(self) -> GrowthRecord | None:

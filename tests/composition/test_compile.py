@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from esper.blueprints.library import LIBRARY
+from esper.kasmina.graft import GraftedSeed, gated
 from esper.kasmina.shadow import held_out_losses
 from esper.kasmina.slots import find_slots
 from esper.telemetry.layers import layers_of
@@ -14,8 +15,8 @@ from esper.telemetry.passes import measure
 from esper.tolaria.trials import new_seed
 from esper_events.events import TrialMeasured
 from esper_events.stages import Stage
-from support.growth_runs import FAST, OneSeed, events, stages, with_
-from support.ways import STEPS, Compiled, CompiledByLayer, CompiledInPlace
+from support.growth_runs import FAST, OneSeed, bits, events, same, stages, with_
+from support.ways import SLOT, STEPS, Compiled, CompiledByLayer, CompiledInPlace, Way
 
 BLEND = "esper.graft_blend"
 
@@ -26,15 +27,59 @@ def operators(graph: torch.fx.GraphModule) -> str:
 
 
 @pytest.mark.parametrize("make", [Compiled, CompiledInPlace])
-def test_a_graft_and_a_fossil_are_compiled_once_each_and_all_else_never(
+def test_a_seed_that_is_kept_costs_one_compilation_from_its_graft_to_the_fossil(
     make: type[Compiled],
 ) -> None:
-    way = make()
-    growth = way.through(OneSeed(*way.slot))
-    assert stages(growth.records())[-1] == "fossilized"
-    host, graft, fossil = way.graphs
-    assert [BLEND in operators(graph) for graph in (host, graft, fossil)] == [False, True, False]
-    assert len(fossil.graph.nodes) > len(host.graph.nodes)
+    ends = []
+    for kind in (make, Way):
+        way = kind()
+        growth = way.through(OneSeed(*SLOT))
+        assert stages(growth.records())[-1] == "fossilized"
+        ends.append(bits(way))
+        if isinstance(way, Compiled):
+            host, grown = way.graphs
+            assert [BLEND in operators(graph) for graph in (host, grown)] == [False, True]
+    assert same(*ends)
+
+
+def trained_on(way: Compiled) -> dict[str, torch.Tensor]:
+    """The gradients of one batch, by name."""
+    way.model.zero_grad()
+    way.loss_fn(way.batches[0]).backward()
+    return {name: p.grad.clone() for name, p in way.model.named_parameters() if p.grad is not None}
+
+
+def test_compiled_code_lets_gradients_through_a_fossil_and_none_through_a_graft() -> None:
+    way = Compiled()
+    growth = way.grow(FAST, OneSeed("layer1", "bottleneck_mlp"), **way.given())
+    while [row.stage for row in growth.seed_rows()] != [Stage.EVALUATING]:
+        way.run(1)
+    way.model.eval()
+    (graft,) = [module for module in way.model.modules() if isinstance(module, GraftedSeed)]
+    found = []
+    for isolated in (True, False):
+        graft.isolated = isolated
+        found.append([trained_on(way)])
+        with torch.compiler.set_stance("force_eager"):
+            found[-1].append(trained_on(way))
+    closed, opened = found
+    for compiled, eager in found:
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
+    first = next(iter(closed[0]))
+    assert not torch.allclose(closed[0][first], opened[0][first], rtol=1e-3)
+    graft.isolated = True
+    growth.close()
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -1e-45, float("inf"), float("nan")])
+def test_a_closed_gate_changes_no_bit_of_what_comes_another_way(value: float) -> None:
+    x = torch.randn(3, requires_grad=True)
+    cotangent, other = torch.full((3,), float("nan")), torch.full((3,), value)
+    for open_, wanted in ((0.0, other), (1.0, other + cotangent)):
+        y = gated(x, torch.tensor([open_]))
+        assert torch.equal(y, x)
+        (gradient,) = torch.autograd.grad((y, x * 1.0), x, (cotangent, other))
+        assert gradient.numpy().tobytes() == wanted.numpy().tobytes()
 
 
 @pytest.mark.parametrize("make", [Compiled, CompiledInPlace])
