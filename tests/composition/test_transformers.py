@@ -248,7 +248,6 @@ WAY_UP = ["germinated", "training", "grafting", "stabilizing", "evaluating"]
     [
         (gpt2, "transformer.h.0", "bottleneck_mlp", False),
         (gpt2, "transformer.wte", "low_rank", True),
-        (gpt2, "transformer.h.0.mlp.c_fc", "low_rank", False),
         (llama, "model.layers.1", "bottleneck_mlp", True),
     ],
 )
