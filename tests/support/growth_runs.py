@@ -19,7 +19,13 @@ from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Observa
 from esper.tolaria.growth import Growth
 from esper.tolaria.models import mlp
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import Event, Record, TransitionApplied, TransitionDecided
+from esper_events.events import (
+    Event,
+    Objective,
+    Record,
+    TransitionApplied,
+    TransitionDecided,
+)
 from esper_events.keys import SigningKey
 from esper_events.stages import Stage
 
@@ -65,6 +71,7 @@ class OneSeed:
     again: bool = False
     seen: list[Observation] = field(default_factory=list)
     done: bool = False
+    objective: Objective = "shadow"
 
     def state(self) -> bool:
         """Whether it has had its seed."""
@@ -81,7 +88,7 @@ class OneSeed:
             if self.done and not self.again:
                 return []
             self.done = True
-            return [Germinate(self.slot, self.blueprint, "as told")]
+            return [Germinate(self.slot, self.blueprint, "as told", self.objective)]
         free = [seed for seed in observation.seeds if not seed.pending]
         return [
             Cull(seed.id, "as told") if seed.stage is self.cull_in else Advance(seed.id, "as told")

@@ -18,6 +18,7 @@ from esper.tamiyo.interface import (
     SeedView,
 )
 from esper.tamiyo.rules import RuleController, Rules, has_plateaued
+from esper_events.events import Objective
 from esper_events.stages import LIVE, Stage
 
 RULES = Rules(
@@ -85,6 +86,16 @@ def advanced(proposals: list[Proposal]) -> list[int]:
 
 def germinated(proposals: list[Proposal]) -> list[tuple[str, str]]:
     return [(p.slot, p.blueprint) for p in proposals if isinstance(p, Germinate)]
+
+
+def test_the_seeds_of_a_tournament_get_the_objectives_in_turn() -> None:
+    def objectives(*wanted: Objective) -> list[Objective]:
+        rules = replace(RULES, objectives=wanted) if wanted else RULES
+        proposals = RuleController(rules).decide(at_rest())
+        return [p.objective for p in proposals if isinstance(p, Germinate)]
+
+    assert objectives() == ["shadow"] * 8
+    assert objectives("shadow", "next_layer") == ["shadow", "next_layer"] * 4
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_a_short_config_has_sane_defaults() -> None:
     assert config.run.threads == 1
     assert config.model == MlpSettings(hidden=(8, 8))
     assert config.optimizer.name == "adam"
+    assert config.growth.objectives == ("shadow",)
     assert config.log.ack == "journal"
     assert config.text == GOOD
 
@@ -48,11 +49,12 @@ def test_every_section_can_be_set() -> None:
         '[run]\nsteps = 1_000\nseed = 7\nthreads = 2\nbatch_size = 16\n[data]\nname = "mnist1d"\n'
         '[model]\nkind = "mlp"\nhidden = [4]\nactivation = "gelu"\ndropout = 0.1\n'
         'batchnorm = true\n[optimizer]\nname = "sgd"\nlr = 1\nmomentum = 0.9\n'
-        '[growth]\nmax_growths = 1\nblueprints = ["widen"]\n'
+        '[growth]\nmax_growths = 1\nblueprints = ["widen"]\nobjectives = ["next_layer", "shadow"]\n'
         '[log]\nack = "jetstream"\nnats = "tls://example.org:4222"\nworkspace = "here"\n'
     )
     assert config.optimizer.lr == 1.0
     assert config.growth.blueprints == ("widen",)
+    assert config.growth.objectives == ("next_layer", "shadow")
     assert config.log.nats == "tls://example.org:4222"
 
 
@@ -68,6 +70,12 @@ def test_every_section_can_be_set() -> None:
         (GOOD + '[growth]\nplateau = "x"', "growth.plateau: got 'x', wanted a number from 0 to 1"),
         (GOOD + '[growth]\nblueprints = ["wide"]', "growth.blueprints: unknown name 'wide', did"),
         (GOOD + "[growth]\nblueprints = [3]", "growth.blueprints[0]: got 3, wanted text"),
+        (GOOD + '[growth]\nobjectives = ["foo"]', "growth.objectives[0]: got 'foo', wanted one of"),
+        (
+            GOOD + '[growth]\nobjectives = "shadow"',
+            "growth.objectives: got 'shadow', wanted a list",
+        ),
+        (GOOD + "[growth]\nobjectives = []", "growth.objectives: got [], wanted a list"),
         (GOOD + '[growth]\n"a\\nb" = 1', "growth.a\\nb: unknown key"),
         (GOOD + "[optimizer]\nlr = nan", "optimizer.lr: got nan, wanted a number above 0"),
         (GOOD + "[optimizer]\nlr = inf", "optimizer.lr: got inf, wanted a number above 0"),

@@ -97,11 +97,13 @@ def cut(whole: Path, place: Path, records: int) -> Path:
     ("controller", "more"),
     [
         (widened, {}),
-        (lambda: OneSeed("layer1", "low_rank"), {}),
+        (lambda: OneSeed("layer1", "low_rank", objective="next_layer"), {}),
         (lambda: OneSeed("layer1", "low_rank"), {"settings": with_(RECORDED, fold=False)}),
         (lambda: OneSeed(SLOT, "widen", cull_in=Stage.GRAFTING), {}),
         (
-            lambda: OneSeed(SLOT, "widen", cull_in=Stage.TRAINING, again=True),
+            lambda: OneSeed(
+                SLOT, "widen", cull_in=Stage.TRAINING, again=True, objective="negative_gradient"
+            ),
             {"settings": with_(RECORDED, embargo=70)},
         ),
         (Asleep, {}),
