@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -10,22 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from esper import __version__
 from esper.blueprints.ir import Blueprint
 from esper.kasmina.digest import model_digest
 from esper.kasmina.host import own_module
 from esper.kasmina.host_optimizer import seed_optimizer
 from esper.kasmina.host_update import AccumulatedUpdate, Stateful, Update
-from esper.kasmina.lattice import Lattice, describe_slots
+from esper.kasmina.lattice import Lattice
 from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction
 from esper.log.event_log import EventLog, LogSummary
-from esper.log.memory import MemoryStore
-from esper.projections.lattice import LatticeState, ProjectionError, first_difference, fold_all
+from esper.projections.lattice import LatticeState, fold_all
 from esper.tamiyo.interface import Controller
 from esper.telemetry.telemetry import Telemetry
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
@@ -36,7 +32,6 @@ from esper.tolaria.engine import Engine
 from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.inputs import (
     RESERVED,
-    check_checkpoints,
     checkpoint_contents,
     checkpoint_objects,
     chosen_blueprints,
@@ -44,25 +39,19 @@ from esper.tolaria.inputs import (
     held_out_parts,
     host_update,
     logged_settings,
-    open_log,
+    wanted_telemetry,
 )
 from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
-from esper.tolaria.platform import describe_platform
 from esper.tolaria.rerun import Rerun, RerunReport, report
+from esper.tolaria.run_log import LogPlace, declarations, require_same, run_started, warn_of_failure
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial
 from esper_events.events import (
-    BlueprintRegistered,
     Figures,
-    LatticeDeclared,
     Record,
     RunEnded,
-    RunStarted,
 )
-from esper_events.keys import SigningKey
-
-_logger = logging.getLogger("esper.tolaria")
 
 Outcome = Literal["completed", "interrupted", "failed"]
 T = TypeVar("T")
@@ -184,17 +173,14 @@ class Growth:
         parts = held_out_parts(probe, confirm)
         lattice = None if parts is None else self._find_slots(parts)
         directory = None if run_dir is None else Path(run_dir)
+        place = LogPlace(directory, workspace, nats, ack, resume, log)
         training = None
         if checkpoint_every is not None and self._logged is None:
-            check_checkpoints(checkpoint_every, directory, log)
+            place.check_checkpoints(checkpoint_every)
             objects = checkpoint_objects(update_state, checkpoint_with or {})
             training = checkpoint_contents(model, optimizer, self._controller, objects)
         refuse_second(model)
-        if self._logged is not None:
-            log = EventLog(MemoryStore(), SigningKey.generate(), self._logged.started.run)
-        elif log is None:
-            log, directory = open_log(directory, workspace, nats, ack, resume)
-        self.log: EventLog | CatchUpLog = CatchUpLog(log) if resume else log
+        self.log, directory = place.open(self._logged)
         self.run = self.log.log_id
         self._claim = Claim(model, self, self.run)
         self._checkpoints: Checkpoints | None = None
@@ -202,7 +188,9 @@ class Growth:
             self._checkpoints = Checkpoints(directory, checkpoint_every, self.log, training)
         self._resuming = resume
         try:
-            self.log.append(self._started(config, facts or {}))
+            weights, drawn = self._host_weights, self._seed
+            told = run_started(self.log, self.settings, weights, drawn, config, facts or {})
+            self.log.append(told)
             self._start(parts, lattice)
         except BaseException as error:
             self.close("failed", f"{type(error).__name__}: {error}")
@@ -312,7 +300,8 @@ class Growth:
             if self._engine is not None:
                 self._engine.conclude(self._step, "the run ended")
             if self._logged is None and self.log.flush(self.settings.ack_timeout):
-                self._compare(fold_all(self.log.records()))
+                folded = fold_all(self.log.records())
+                require_same(self.state(folded.records), folded)
             measured = figures() if figures else {}
         except BaseException as error:
             if isinstance(self.log, CatchUpLog) and self.log.behind:
@@ -326,14 +315,12 @@ class Growth:
 
     def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:
         """Close a log that training has not caught up with; it can be resumed again."""
-        self._summary = log.close()
-        self._claim.release()
-        self._wake = 0
+        summary = self._closed()
         if outcome == "completed":
             raise CatchUpError(
                 f"training ended at step {self._step}, and the log tells {log.behind} records more"
             )
-        return self._summary
+        return summary
 
     def _end(self, outcome: Outcome, reason: str, figures: Figures) -> LogSummary:
         self.log.append(
@@ -347,16 +334,14 @@ class Growth:
                 figures=figures,
             )
         )
+        summary = self._closed()
+        warn_of_failure(self.log, summary)
+        return summary
+
+    def _closed(self) -> LogSummary:
         self._summary = self.log.close()
         self._claim.release()
         self._wake = 0
-        if self.log.failure is not None:
-            _logger.warning(
-                "the log of run %s failed, so its record ends after %d events: %s",
-                self.run,
-                self._summary.events,
-                self.log.failure,
-            )
         return self._summary
 
     def unseen(self, batches: Iterable[T]) -> Iterator[T]:
@@ -430,57 +415,10 @@ class Growth:
         return Lattice(self.model, self.optimizer, lambda: self._loss_fn(first))
 
     def _begin(self, parts: HeldOut, lattice: Lattice) -> None:
-        now = time.time()
-        slots, left_out = describe_slots(lattice.map), lattice.map.left_out
-        self.log.append(
-            LatticeDeclared(time=now, slots=slots, left_out=left_out),
-            *(
-                BlueprintRegistered(time=now, blueprint=b.id, name=b.name, body=b.canonical())
-                for b in self.library
-            ),
-        )
+        self.log.append(*declarations(lattice, self.library))
         self._parts = parts
-        context = Context(
-            lattice,
-            self._loss_fn,
-            self._update,
-            parts,
-            self.settings,
-            self.library,
-            self.log,
-            self._seed,
-        )
-        if self._logged is not None:
-            self._engine = Rerun(context, self._logged)
-        else:
-            self._engine = Engine(context, self._controller)
-        if self.settings.step_statistics or self.settings.sample_every:
-            self._telemetry = Telemetry(
-                self.model,
-                self.optimizer,
-                self._loss_fn,
-                lattice.map.slots.values(),
-                every_step=self.settings.step_statistics,
-                sample_every=self.settings.sample_every,
-            )
-
-    def _started(self, config: str | None, facts: Mapping[str, str]) -> RunStarted:
-        text = msgspec.json.encode(self.settings).decode() if config is None else config
-        return RunStarted(
-            time=time.time(),
-            run=self.run,
-            trainer_key=self.log.public_key.raw,
-            host_weights=self._host_weights,
-            config=text,
-            seed=self._seed,
-            version=__version__,
-            platform={**describe_platform(), **facts},
-        )
-
-    def _compare(self, folded: LatticeState) -> None:
-        live = self.state(folded.records)
-        if live.digest() != folded.digest():
-            raise ProjectionError(
-                f"the running lattice ({live.digest()[:12]}) is not what its log tells "
-                f"({folded.digest()[:12]}): {first_difference(live, folded)}; please report this"
-            )
+        shared = self.settings, self.library, self.log, self._seed
+        context = Context(lattice, self._loss_fn, self._update, parts, *shared)
+        logged, controller = self._logged, self._controller
+        self._engine = Rerun(context, logged) if logged else Engine(context, controller)
+        self._telemetry = wanted_telemetry(context)

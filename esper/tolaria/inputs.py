@@ -21,7 +21,9 @@ from esper.log.run import open_run_log, resume_run_log
 from esper.log.workspace import Workspace
 from esper.tamiyo.interface import Controller, Restorable
 from esper.tamiyo.rules import RuleController, Rules
+from esper.telemetry.telemetry import Telemetry
 from esper.tolaria.checkpoint.training import Training
+from esper.tolaria.context import Context
 from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.logged import LoggedRun
 from esper.tolaria.settings import GrowthSettings
@@ -100,14 +102,6 @@ def open_log(
     return open_run_log(directory, log_id=run, workspace=area, nats=nats, ack=ack), directory
 
 
-def check_checkpoints(every: int, run_dir: Path | None, log: EventLog | None) -> None:
-    """Raise ``ValueError`` where checkpoints have no place to go, or no steps to come at."""
-    if every < 1:
-        raise ValueError(f"got checkpoint_every={every}, wanted a number of steps from 1 on")
-    if log is not None and run_dir is None:
-        raise ValueError("checkpoint_every needs run_dir: the directory that keeps the checkpoints")
-
-
 def checkpoint_contents(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -150,3 +144,18 @@ def default_controller(settings: GrowthSettings, seed: int) -> RuleController:
     """The rule-based controller with the thresholds of the settings."""
     names = (field for field in Rules.__dataclass_fields__ if hasattr(settings, field))
     return RuleController(Rules(**{name: getattr(settings, name) for name in names}), seed)
+
+
+def wanted_telemetry(context: Context) -> Telemetry | None:
+    """What the settings ask for; None where they ask for nothing."""
+    settings, lattice = context.settings, context.lattice
+    if not (settings.step_statistics or settings.sample_every):
+        return None
+    return Telemetry(
+        lattice.model,
+        lattice.optimizer,
+        context.loss_fn,
+        lattice.map.slots.values(),
+        every_step=settings.step_statistics,
+        sample_every=settings.sample_every,
+    )
