@@ -10,8 +10,8 @@ CXX_FILES := $(filter csrc/%,$(SOURCES))
 TESTS_BUILD := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S csrc/tests
 
 .DEFAULT_GOAL := help
-.PHONY: help build data demo tables test check format bench null-test isolation-campaign kill-campaign \
-	rerun-campaign replay-campaign fuzz sanitize clean
+.PHONY: help build data demo tables test check format bench objectives null-test isolation-campaign kill-campaign \
+	rerun-campaign replay-campaign fuzz model-check sanitize clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -60,6 +60,9 @@ bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds
 	build/tests/lattice_test 1000000
 	$(BIN)/python -m benchmarks.verify_speed
 
+objectives: $(VENV)/.built  ## What seeds learn from each objective: the same trials side by side
+	$(BIN)/python -m benchmarks.objectives
+
 null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cull
 	$(BIN)/python -m benchmarks.null_test
 
@@ -77,6 +80,12 @@ replay-campaign: $(VENV)/.built  ## Live digests against replayed ones at every 
 
 fuzz: $(VENV)/.built  ## A million spoilt inputs for the decoders of events, logs, keys and proofs
 	$(BIN)/python -m benchmarks.fuzz
+
+model-check:  ## Check the models of the log's protocol with Spin, and that it finds broken ones
+	$(PYTHON) tools/model_check.py
+
+big-tensors: $(VENV)/.built  ## The operators above 2^31 elements (a minute, 5 GB)
+	$(BIN)/python -m benchmarks.big_tensors
 
 SANITIZERS := address,undefined thread
 sanitize: $(VENV)/.built  ## C++ tests under AddressSanitizer, UBSan and ThreadSanitizer

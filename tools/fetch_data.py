@@ -10,13 +10,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+from debian_package import SECONDS, FetchError, unpack
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = "fashion-mnist"
@@ -30,11 +31,6 @@ HASHES = {
 """SHA-256 of what each file unpacks to: compressed, Debian's and the original differ."""
 FILES = tuple(f"{name}.gz" for name in HASHES)
 MAX_BYTES = 64 * 1024 * 1024
-SECONDS = 300
-
-
-class FetchError(Exception):
-    """One way to the files that leads nowhere."""
 
 
 def is_whole(folder: Path) -> bool:
@@ -51,28 +47,9 @@ def _content_hash(path: Path) -> str:
 
 
 def from_debian(place: Path) -> Path:
-    """The folder of the files from Debian's package, unpacked in ``place``; where the system has
-    no lists of packages, or old ones, with lists of its own."""
-    try:
-        _run(place, "apt-get", "-q", "download", PACKAGE)
-    except FetchError:
-        own = ("-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}/cache")
-        (place / "lists" / "partial").mkdir(parents=True)
-        _run(place, "apt-get", "-q", *own, "update")
-        _run(place, "apt-get", "-q", *own, "download", PACKAGE)
-    for package in place.glob(f"{PACKAGE}_*.deb"):
-        _run(place, "dpkg-deb", "-x", str(package), ".")
+    """The folder of the files from Debian's package, unpacked in ``place``."""
+    unpack(PACKAGE, place)
     return place / "usr/share/datasets" / FOLDER
-
-
-def _run(place: Path, *command: str) -> None:
-    try:
-        subprocess.run(command, cwd=place, check=True, capture_output=True, timeout=SECONDS)
-    except subprocess.CalledProcessError as error:
-        told = error.stderr.decode(errors="replace").strip()
-        raise FetchError(f"{command[0]}: {told}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FetchError(f"{command[0]}: {error}") from None
 
 
 def from_original(place: Path, address: str = ORIGINAL) -> Path:
