@@ -37,7 +37,12 @@ def frame(segment: bytes) -> bytes:
 
 
 def read_frames(
-    source: BinaryIO | bytes, at: int = 0, terminated: bool = False
+    source: BinaryIO | bytes,
+    at: int = 0,
+    terminated: bool = False,
+    *,
+    number: int = 0,
+    growing: bool = False,
 ) -> Iterator[tuple[int, bytes]]:
     """Each frame of ``source`` as its byte offset and its segment's bytes.
 
@@ -45,15 +50,19 @@ def read_frames(
         source: bytes, or a binary file that is read from where it stands.
         at: offset that ``source`` begins at, for what is reported.
         terminated: the frames end at `END` (else at the end of ``source``).
+        number: number of the segment that ``source`` begins with, for what is reported.
+        growing: ``source`` is being written, so that a frame of which the end is not there yet is
+            left for later.
 
     Raises:
         ChainError: a frame is cut off or claims an impossible length. Nothing over the cap is read.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    number = 0
     while True:
         prefix = file.read(LENGTH.size)
         if not prefix and not terminated:
+            return
+        if growing and len(prefix) < LENGTH.size:
             return
         if len(prefix) < LENGTH.size:
             raise ChainError("the file ends where a segment's length is due", number, at)
@@ -64,6 +73,8 @@ def read_frames(
             reason = f"a segment of {length} bytes is claimed, wanted 1 to {MAX_SEGMENT_BYTES}"
             raise ChainError(reason, number, at)
         segment = file.read(length)
+        if growing and len(segment) < length:
+            return
         if len(segment) < length:
             reason = f"the file ends inside a segment: {len(segment)} of {length} bytes"
             raise ChainError(reason, number, at)

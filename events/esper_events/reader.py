@@ -71,7 +71,7 @@ class LogReader:
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
         if signed is not None:
-            self.signed = self._agree(signed)
+            self.signed = borne_out(signed, self.verifier)
         self._agree_with_kept()
 
     def _read_export(self) -> Iterator[Record]:
@@ -87,30 +87,35 @@ class LogReader:
                 f"{signed.checkpoint.size}"
             )
         self.verifier.watched_roots[self.verifier.events] = self.verifier.tree.root()
-        self.signed = self._agree(signed)
+        self.signed = borne_out(signed, self.verifier)
         self._agree_with_kept()
 
     def _agree_with_kept(self) -> None:
         if self._kept is not None:
-            self._agree(self._kept, "the kept checkpoint")
+            borne_out(self._kept, self.verifier, "the kept checkpoint")
 
-    def _agree(
-        self, signed: SignedCheckpoint, name: str = "its signed checkpoint"
-    ) -> SignedCheckpoint:
-        """The checkpoint, if the log that was read bears it out."""
-        checkpoint, verifier = signed.checkpoint, self.verifier
-        if checkpoint.log != verifier.log:
-            raise ChainError(f"{name} is of log {checkpoint.log}, this is {verifier.log}")
-        if verifier.key is None or not signed.is_signed_by(verifier.key):
-            raise ChainError(f"{name}: the signature does not fit its text and the log's key")
-        if checkpoint.size > verifier.events:
-            raise ChainError(
-                f"the log ends after segment {verifier.segments - 1} with {verifier.events} "
-                f"events, but {name} commits to {checkpoint.size}: it was cut or rolled back"
-            )
-        if checkpoint.root != verifier.watched_roots.get(checkpoint.size):
-            raise ChainError(f"the first {checkpoint.size} events are not those {name} commits to")
-        return signed
+
+def borne_out(
+    signed: SignedCheckpoint, verifier: ChainVerifier, name: str = "its signed checkpoint"
+) -> SignedCheckpoint:
+    """The checkpoint, if the log that ``verifier`` has accepted agrees with it.
+
+    Raises:
+        ChainError: it does not, or the verifier was not told to `watch` the checkpoint's size.
+    """
+    checkpoint = signed.checkpoint
+    if checkpoint.log != verifier.log:
+        raise ChainError(f"{name} is of log {checkpoint.log}, this is {verifier.log}")
+    if verifier.key is None or not signed.is_signed_by(verifier.key):
+        raise ChainError(f"{name}: the signature does not fit its text and the log's key")
+    if checkpoint.size > verifier.events:
+        raise ChainError(
+            f"the log ends after segment {verifier.segments - 1} with {verifier.events} "
+            f"events, but {name} commits to {checkpoint.size}: it was cut or rolled back"
+        )
+    if checkpoint.root != verifier.watched_roots.get(checkpoint.size):
+        raise ChainError(f"the first {checkpoint.size} events are not those {name} commits to")
+    return signed
 
 
 def read_checkpoint(run_dir: Path) -> SignedCheckpoint | None:
