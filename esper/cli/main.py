@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from esper.cli.audit import audit
 from esper.cli.diff import diff
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
@@ -56,7 +57,7 @@ def esper() -> None:
     """Grow a PyTorch model while it trains, keep what earns its place, prove it."""
 
 
-for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove):
+for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove, audit):
     esper.add_command(_verb)
 
 

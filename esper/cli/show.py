@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper.cli.failures import reading
+from esper.cli.following import arrivals, follow_option
 from esper.cli.options import key_option
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @key_option
 @click.option("--all", "everything", is_flag=True, help="Every event, one line each.")
-def show(path: Path, key_file: Path | None, everything: bool) -> None:
+@follow_option
+def show(path: Path, key_file: Path | None, everything: bool, follow: bool) -> None:
     """Tell the history of a run (a run directory or an exported file) in words.
 
     Each line is proven before it is shown. Exit code 1 where the log is damaged or missing:
@@ -33,7 +35,8 @@ def show(path: Path, key_file: Path | None, everything: bool) -> None:
     from esper_events.words import describe
 
     tell = describe if everything else Story().tell
-    for record in _records(path, trusted_key(key_file)):
+    records = _followed if follow else _records
+    for record in records(path, trusted_key(key_file)):
         line = tell(record)
         if line is not None:
             click.echo(line)
@@ -44,3 +47,11 @@ def _records(path: Path, trusted: PublicKey | None) -> Iterator[Record]:
 
     with reading(path):
         yield from LogReader(path, trusted).records()
+
+
+def _followed(path: Path, trusted: PublicKey | None) -> Iterator[Record]:
+    from esper_events.follow import LogFollower
+
+    with reading(path):
+        for records in arrivals(LogFollower(path, trusted)):
+            yield from records

@@ -1,0 +1,1 @@
+"""The audit projection as tables that an auditor can query with SQL."""
