@@ -44,6 +44,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const Tensor& grad,
   return call_backward(op, grad, hidden, up, bias, alpha);
 }
 
+// [..., width] as [rows, width], a width of 0 too.
+Tensor rows_of(const Tensor& t) {
+  return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2);
+}
+
 // The same of one candidate by products of torch; its bits are those of a Linear and a blend.
 std::tuple<Tensor, Tensor, Tensor, Tensor> products_backward(const Tensor& grad,
                                                              const Tensor& hidden,
@@ -51,9 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> products_backward(const Tensor& grad,
                                                              const Tensor& delta,
                                                              const Tensor& alpha) {
   auto [to_delta, to_alpha] = blend_backward(grad, delta, alpha);
-  const Tensor rows = to_delta.reshape({-1, to_delta.size(-1)});
-  return {at::matmul(to_delta, up), at::matmul(rows.t(), hidden.reshape({-1, hidden.size(-1)})),
-          rows.sum(0), to_alpha};
+  const Tensor rows = rows_of(to_delta);
+  return {at::matmul(to_delta, up), at::matmul(rows.t(), rows_of(hidden)), rows.sum(0), to_alpha};
 }
 
 // [..., rank], or [..., candidates * rank].
@@ -153,13 +157,11 @@ struct ResidualGraft : torch::autograd::Function<ResidualGraft> {
         kind % 2 == 1 ? project_backward(grad, hidden, up, up_bias, saved[3])
                       : products_backward(grad, hidden, up, delta, saved[3]);
     const Tensor to_before = through_activation(activation, to_hidden, before, hidden);
-    const Tensor rows = to_before.reshape({-1, to_before.size(-1)});
+    const Tensor rows = rows_of(to_before);
     return {
         ctx->needs_input_grad(0) ? (up.dim() == 3 ? grad.sum(0) : grad) : Tensor(),
         ctx->needs_input_grad(1) ? at::matmul(to_before, down.flatten(0, -2)) : Tensor(),
-        ctx->needs_input_grad(2)
-            ? at::matmul(rows.t(), x.reshape({-1, x.size(-1)})).view(down.sizes())
-            : Tensor(),
+        ctx->needs_input_grad(2) ? at::matmul(rows.t(), rows_of(x)).view(down.sizes()) : Tensor(),
         to_up,
         to_alpha,
         down_bias.has_value() ? rows.sum(0).view(down_bias->sizes()) : Tensor(),

@@ -2,6 +2,8 @@
 // spare, for one instruction set (ESPER_CPU_ISA).
 #include "ops/cpu/kernels.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -204,11 +206,68 @@ void projections() {
   }
 }
 
+// Memory of `n` zeros of which only the pages that are written to take room.
+template <typename T>
+class Sparse {
+ public:
+  explicit Sparse(std::int64_t n) : bytes_(static_cast<std::size_t>(n) * sizeof(T)) {
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(p != MAP_FAILED);
+    data = static_cast<T*>(p);
+  }
+  Sparse(const Sparse&) = delete;
+  Sparse& operator=(const Sparse&) = delete;
+  ~Sparse() { munmap(data, bytes_); }
+
+  T* data;
+
+ private:
+  std::size_t bytes_;
+};
+
+// Elements lie more than 2^32 apart: an index of 32 bits would find zeros, or nothing.
+template <typename T>
+void far_apart() {
+  constexpr std::int64_t stride = (std::int64_t{1} << 32) + 64;
+  const Sparse<T> x(2 * stride + 64);
+  for (std::int64_t row = 0; row < 3; ++row) {
+    for (std::int64_t i = 0; i < 4; ++i) {
+      x.data[row * stride + i] = element<T>(static_cast<double>(row + 1));
+    }
+  }
+  Partial rows[4];
+  kernels_for<T>().stats.rows(x.data, 3, stride, 4, rows);
+  Partial runs{};
+  kernels_for<T>().stats.runs(x.data, 3, stride, 4, &runs);
+  for (const Partial& partial : {rows[0], rows[3], runs}) {
+    CHECK(partial.mean == 2.0 && partial.abs_max == 3.0 && partial.zeros == 0.0);
+  }
+
+  using C = Compute<T>;
+  constexpr auto lanes = static_cast<std::int64_t>(64 / sizeof(C));
+  const std::vector<C> up(static_cast<std::size_t>(lanes), static_cast<C>(1));
+  const auto h = std::vector<T>(6, element<T>(0.0));
+  auto out = h;
+  const Projection<T> p = {x.data, up.data(), nullptr, 1, stride, lanes, 2, 3, static_cast<C>(1)};
+  project_kernels<T>().project(p, h.data(), out.data());
+  for (std::size_t i = 0; i < 6; ++i) {
+    CHECK(number(out[i]) == static_cast<double>(i / 2 + 1));
+  }
+  const Sparse<T> to_hidden(2 * stride + 64);
+  std::vector<C> to_up(static_cast<std::size_t>(lanes));
+  const std::vector<T> grad(6, element<T>(1.0));
+  CHECK(project_kernels<T>().backward(p, grad.data(), to_hidden.data, to_up.data(), nullptr) > 0.0);
+  CHECK(number(to_hidden.data[2 * stride]) == 2.0);
+  CHECK(number(to_up[0]) == 6.0);
+}
+
 template <typename T>
 void all() {
   blends<T>();
   statistics<T>();
   projections<T>();
+  far_apart<T>();
 }
 
 // The table is chosen once, by whichever thread comes first; kernels share no state.

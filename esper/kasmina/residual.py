@@ -223,7 +223,13 @@ def _through_blend(
 
 def _by_candidate(hidden: Tensor, up: Tensor) -> Tensor:
     """``[..., K * rank]`` as ``[K, rows, rank]``."""
-    return hidden.reshape(-1, len(up), up.shape[-1]).transpose(0, 1)
+    rows = _rows(hidden)
+    return rows.reshape(len(rows), len(up), up.shape[-1]).transpose(0, 1)
+
+
+def _rows(t: Tensor) -> Tensor:
+    """``[..., width]`` as ``[rows, width]``, a width of 0 too."""
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
 
 
 class _GraftProject(torch.autograd.Function):
@@ -270,10 +276,10 @@ class _LowRankGraft(torch.autograd.Function):
             # What was saved knows nothing of where it came from.
             hidden = _first_half(x, down, down_bias)
         to_hidden, to_up, to_up_bias, to_alpha = _second_half(grad, hidden, up, up_bias, alpha)
-        rows = to_hidden.reshape(-1, hidden.shape[-1])
+        rows = _rows(to_hidden)
         to_h = _to_h(grad, up) if ctx.needs_input_grad[0] else None
         to_x = to_hidden @ down.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        to_down = (rows.t() @ x.reshape(-1, x.shape[-1])).view(down.shape)
+        to_down = (rows.t() @ _rows(x)).view(down.shape)
         to_down_bias = None if down_bias is None else rows.sum(0).view(down_bias.shape)
         return to_h, to_x, to_down, to_down_bias, to_up, to_up_bias, to_alpha
 
@@ -316,7 +322,8 @@ def _plain_backward(
     """What the backward operator computes, in operations that can be differentiated."""
     weights = up if up.dim() == 3 else up.unsqueeze(0)
     units = _by_candidate(hidden, weights)
-    rows = grad.reshape(len(weights), -1, weights.shape[1])
+    rows = _rows(grad)
+    rows = rows.reshape(len(weights), len(rows) // len(weights), weights.shape[1])
     scale = alpha.reshape(())
     through = rows @ weights
     to_alpha = (through.double() * units.double()).sum()

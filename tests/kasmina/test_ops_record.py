@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import mmap
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from esper.kasmina import ops
 
+MAP_NORESERVE = 0x4000
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -93,3 +96,18 @@ def test_what_does_not_fit_is_named() -> None:
     for xs, where, rows, message in cases:
         with pytest.raises(RuntimeError, match=message):
             ops.record_stats(xs, where, rows)
+
+
+def test_a_tensor_beyond_32_bits_is_found_where_it_lies() -> None:
+    """Of zeros that take no room; the operator looks at its last elements too."""
+    count = 2**32 + 2 * 4096
+    with mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | MAP_NORESERVE) as room:
+        x = torch.frombuffer(room, dtype=torch.float32)
+        blocks = [i * (count // 4096) // 4 * 4096 for i in range(4)]
+        for block in blocks:
+            x[block : block + 4096] = 3.0
+        table = torch.zeros(1, 5, dtype=torch.float64)
+        ops.record_stats([x], table, [0])
+        assert table[0].tolist() == [3.0, 0.0, 3.0, 0.0, 0.0]
+        del x
+        gc.collect()

@@ -82,6 +82,65 @@ def test_value_and_gradients_agree_with_the_reference(case: Case) -> None:
         assert all(not g.any() for g in got[:3])
 
 
+@st.composite
+def grafts(draw: st.DrawFn) -> tuple[list[Tensor | None], Any]:
+    """Arguments of residual_graft of any layout, and an activation."""
+    dtype = draw(st.sampled_from(DTYPES))
+    lead = draw(st.sampled_from([(), (0,), (1,), (5,), (3, 11)]))
+    width, in_width = draw(st.sampled_from([0, 1, 5, 33])), draw(st.sampled_from([1, 6, 17]))
+    rank = draw(st.sampled_from([1, 8, 9, residual.SMALL_RANK + 1]))
+    groups = draw(st.sampled_from([(), (1,), (3,)]))
+    shapes = [(*lead, width), (*lead, in_width), (*groups, rank, in_width), (*groups, width, rank)]
+    biases = [(*groups, rank), (*groups, width)]
+    given: list[Tensor | None] = [draw(tensors(shape, dtype)) for shape in shapes]
+    given.append(torch.tensor([draw(st.sampled_from([0.0, 1.0, -0.5, 0.3, 2.0]))]))
+    given += [draw(tensors(shape, dtype)) if draw(st.booleans()) else None for shape in biases]
+    # In bfloat16 a unit of about 0 is rounded to either side, and relu's slope with it.
+    smooth = [None, torch.tanh, torch.sigmoid, torch.nn.functional.gelu]
+    kinds = smooth if dtype is torch.bfloat16 else list(residual._NUMBERS)
+    return given, draw(st.sampled_from(kinds))
+
+
+def plain_graft(given: list[Any], activation: Any) -> Tensor:
+    h, x, down, up, alpha, down_bias, up_bias = given
+    units = x @ down.mT if down.dim() == 2 else torch.einsum("...i,kri->k...r", x, down)
+    lead = (slice(None),) * (down.dim() - 2) + (None,) * (x.dim() - 1)
+    units = units if down_bias is None else units + down_bias[lead]
+    units = units if activation is None else activation(units)
+    delta = units @ up.mT if up.dim() == 2 else torch.einsum("k...r,kwr->k...w", units, up)
+    delta = delta if up_bias is None else delta + up_bias[lead]
+    return h + alpha * delta
+
+
+@settings(max_examples=100, deadline=None)
+@given(grafts())
+def test_both_halves_agree_with_float64_for_any_layout(graft: tuple[list[Any], Any]) -> None:
+    inputs, activation = graft
+    dtype = inputs[0].dtype
+
+    def run(call: Any, *, double: bool) -> list[Tensor]:
+        leaves = [
+            None if t is None else (t.double() if double else t).detach().requires_grad_()
+            for t in inputs
+        ]
+        out = call(leaves)
+        return [out.detach(), *torch.autograd.grad(out.sum(), [t for t in leaves if t is not None])]
+
+    def own(leaves: list[Any]) -> Tensor:
+        *given, down_bias, up_bias = leaves
+        return residual_graft(*given, down_bias=down_bias, up_bias=up_bias, activation=activation)
+
+    got = run(own, double=False)
+    wanted = run(lambda leaves: plain_graft(leaves, activation), double=True)
+    loose = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.1}
+    for one, exact in zip(got, wanted, strict=True):
+        assert one.shape == exact.shape
+        bound = max(loose[one.dtype], loose[dtype]) * (
+            1 + exact.abs().amax() if exact.numel() else 1
+        )
+        assert bool(((one.double() - exact).abs() <= bound).all())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_at_alpha_zero_the_bits_are_those_of_h(dtype: torch.dtype) -> None:
     h = torch.tensor([[-0.0, 0.0, 1.5, float("inf"), float("nan")]], dtype=dtype)

@@ -23,7 +23,9 @@ constexpr int kUnits = 8;
 // As on the CPU: the gradient to up is summed over segments of rows.
 constexpr std::int64_t kRows = 1024;
 constexpr std::int64_t kSegments = 64;
+// Most blocks in the second and third dimension of a grid, and in the first.
 constexpr std::int64_t kMaxGrid = 65535;
+constexpr std::int64_t kMaxBlocks = (std::int64_t{1} << 31) - 1;
 
 // Where things are. up is [groups, width, rank] by its strides, hidden [rows, groups, rank] and
 // everything else contiguous; bias is null where there is none.
@@ -85,14 +87,17 @@ __global__ void project_kernel(Operands<T> p, const T* h, T* out) {
   }
 }
 
-// One block for each row of a group: its gradient to hidden, and its part of that to alpha.
+// A block takes a row of a group, and the next one that no other block takes: its gradient to
+// hidden, and its part of that to alpha.
 template <typename T>
 __global__ void to_hidden_kernel(Operands<T> p, const T* grad, T* to_hidden, double* to_alpha) {
   using C = compute_t<T>;
   const C alpha = static_cast<C>(read(p.alpha));
-  const std::int64_t row = blockIdx.x;
-  for (std::int64_t group = blockIdx.y; group < p.groups; group += gridDim.y) {
-    const T* from = grad + (group * p.rows + row) * p.width;
+  const std::int64_t all = p.groups * p.rows;
+  for (std::int64_t place = blockIdx.x; place < all; place += gridDim.x) {
+    const std::int64_t group = place / p.rows;
+    const std::int64_t row = place % p.rows;
+    const T* from = grad + place * p.width;
     double total = 0.0;
     for (std::int64_t r = 0; r < p.rank; r += kUnits) {
       const int units = static_cast<int>(p.rank - r < kUnits ? p.rank - r : kUnits);
@@ -115,7 +120,7 @@ __global__ void to_hidden_kernel(Operands<T> p, const T* grad, T* to_hidden, dou
       }
     }
     if (threadIdx.x == 0) {
-      to_alpha[group * p.rows + row] = total;
+      to_alpha[place] = total;
     }
   }
 }
@@ -266,9 +271,9 @@ void backward(const Operands<T>& p,
   auto* parts_data = static_cast<double*>(to_sum.data_ptr());
   const auto* from = static_cast<const T*>(grad.data_ptr());
   if (rows > 0) {
-    const dim3 grid(static_cast<unsigned>(p.rows), capped(p.groups));
-    to_hidden_kernel<T>
-        <<<grid, kThreads, 0, stream>>>(p, from, static_cast<T*>(to_hidden.data_ptr()), parts_data);
+    const auto blocks = static_cast<unsigned>(std::min(rows, kMaxBlocks));
+    to_hidden_kernel<T><<<blocks, kThreads, 0, stream>>>(
+        p, from, static_cast<T*>(to_hidden.data_ptr()), parts_data);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   if (p.groups * p.width > 0) {
