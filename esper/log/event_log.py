@@ -44,7 +44,8 @@ class EventLog:
     the server has its segment too, and a ``replica`` is required.
 
     The journal may hold the beginning of this log, written under the same key: it is verified and
-    continued. ``run_dir`` is where the signed checkpoint goes; None for a log without one.
+    continued, and is acknowledged as the rest is: :meth:`flush` waits for it. ``run_dir`` is where
+    the signed checkpoint goes; None for a log without one.
 
     Raises ``LogError`` for arguments that do not fit, ``JournalError`` for a damaged journal.
     """
@@ -68,18 +69,19 @@ class EventLog:
         """Why nothing is acknowledged any more; None while the log works."""
         self._journal = journal
         self._writer = SegmentWriter(journal, key, log_id, run_dir)
-        self._records = self._writer.replayed
-        self._next_index = len(self._records)
+        self._records: list[Record] = []
+        replayed = self._writer.replayed
+        self._next_index = len(replayed)
         self._settled = threading.Condition(threading.Lock())
-        self._latest = Ticket(self._next_index, 0, self._settled)
-        self._latest.mark(None)
-        self._ended = bool(self._records) and isinstance(self._records[-1].event, RunEnded)
+        self._latest = Ticket(0, self._next_index, self._settled)
+        self._ended = bool(replayed) and isinstance(replayed[-1].event, RunEnded)
         self._closing = False
         self._summary: LogSummary | None = None
         self._arrived = threading.Condition(threading.Lock())
         self._queue: deque[Pending] = deque()
         self._in_flight: list[Pending] = []
         self._settling = Settling(ack, self._records, self._settled)
+        self._settling.written(Written(journal.count - 1, [self._latest], replayed))
         self._owner = os.getpid()
         self._replica_name = "" if replica is None else replica.name
         self._replica: Replica | None = None

@@ -49,14 +49,18 @@ class JournalStore:
             raise JournalError(f"cannot open the journal {self.path}: {error}") from error
 
     def _recover(self) -> list[int]:
-        """Set a torn tail aside; the end offset of every valid frame, in bytes."""
+        """Set a torn tail aside; the end offset of every valid frame, in bytes.
+
+        The rest is synced: who wrote it may have been killed before that, and what is in the page
+        cache alone would count here and be gone after a loss of power.
+        """
         _, valid = longest_valid_prefix(self.path)
         descriptor = self._writable()
         size = os.fstat(descriptor).st_size
         if size > valid:
             self._keep_torn(os.pread(descriptor, size - valid, valid))
             os.ftruncate(descriptor, valid)
-            os.fsync(descriptor)
+        os.fsync(descriptor)
         with self.path.open("rb") as file:
             return [at + LENGTH.size + len(segment) for at, segment in read_frames(file)]
 

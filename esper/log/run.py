@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esper.log.durability import is_proved
 from esper.log.endpoint import Endpoint
-from esper.log.errors import JournalError, LogError, RunEndedError
+from esper.log.errors import JournalError, LogError, RunEndedError, StoreUnavailableError
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.log.repair import repair_replica
@@ -25,6 +25,8 @@ from esper_events.segment import Segment, open_segment
 __all__ = ["TRAINER_KEY", "logged_start", "open_run_log", "repair_replica", "resume_run_log"]
 
 _logger = logging.getLogger("esper.log")
+
+_ANSWER_SECONDS = 30.0
 
 TRAINER_KEY = "trainer.pub"
 """The public key of the run's writer, in its directory, to be compared or pinned."""
@@ -68,7 +70,8 @@ def resume_run_log(
 
     Raises ``RunEndedError`` when the run has ended, ``JournalError`` when there is nothing to
     continue, when the journal is damaged, holds less than its checkpoint commits to or was written
-    under another key than the workspace's, ``ConflictError`` while another process writes it.
+    under another key than the workspace's, ``ConflictError`` while another process writes it, and
+    ``StoreUnavailableError`` when with ``ack="jetstream"`` the server does not have what it holds.
     """
     if not _holds_a_run(run_dir / JOURNAL):
         raise JournalError(f"{run_dir} holds no run that could be resumed")
@@ -80,11 +83,22 @@ def resume_run_log(
         )
     log = _open(run_dir, first.log, workspace, nats, ack, accept_unproved)
     try:
+        _await_acknowledgement(log)
         _check_resumable(run_dir, log)
     except BaseException:
         log.close()
         raise
     return log
+
+
+def _await_acknowledgement(log: EventLog) -> None:
+    """What a killed run wrote counts when it is acknowledged, as what it writes from now on."""
+    if not log.flush(_ANSWER_SECONDS):
+        reason = log.replica_state.reason or "no answer"
+        raise StoreUnavailableError(
+            "the server has not acknowledged what the journal holds, so the run cannot go on with "
+            f'ack = "jetstream": {reason}'
+        )
 
 
 def _check_resumable(run_dir: Path, log: EventLog) -> None:

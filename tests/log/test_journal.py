@@ -106,6 +106,20 @@ def test_a_segment_is_synced_before_it_counts(
     store.close()
 
 
+def test_what_a_killed_process_wrote_is_synced_before_it_counts(
+    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been killed between its write and its sync, with all in the page cache only."""
+    write(tmp_path, sealed(key, 2))
+    path = tmp_path / "segments"
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    store = JournalStore(tmp_path)
+    assert store.count == 2
+    assert str(path) in synced
+    store.close()
+
+
 def test_a_failed_sync_is_never_taken_back(
     tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from esper.log import run
 from esper.log.endpoint import Endpoint
-from esper.log.errors import ConflictError, JournalError, LogError
+from esper.log.errors import ConflictError, JournalError, LogError, StoreUnavailableError
 from esper.log.event_log import EventLog
 from esper.log.jetstream import JetStreamStore
 from esper.log.journal import JournalStore
 from esper.log.repair import repair_replica
-from esper.log.run import open_run_log
+from esper.log.run import open_run_log, resume_run_log
+from esper.log.settling import Acknowledgement
 from esper.log.sources import EmbeddedSource, UserSource
 from esper.log.workspace import Workspace
 from esper_events.events import ReplicaChanged
@@ -57,11 +59,16 @@ def level(log: EventLog) -> bool:
 
 
 def open_on(
-    server: UserServer, tmp_path: Path, key: SigningKey, timeout: float = 1.0, log: str = "r"
+    server: UserServer,
+    tmp_path: Path,
+    key: SigningKey,
+    timeout: float = 1.0,
+    log: str = "r",
+    ack: Acknowledgement = "journal",
 ) -> EventLog:
     source = UserSource(Endpoint(server.url), log, timeout=timeout)
     journal = JournalStore(tmp_path / "run" / "journal")
-    event_log = EventLog(journal, key, log, source, run_dir=tmp_path / "run")
+    event_log = EventLog(journal, key, log, source, ack, run_dir=tmp_path / "run")
     event_log.append(started(key))
     return event_log
 
@@ -270,6 +277,36 @@ def test_acknowledgement_by_the_server_waits_for_the_server(
     summary = log.close(timeout=0.3)
     assert "did not take the last" in str(late.error)
     assert summary.behind > 0
+
+
+def test_what_a_killed_run_wrote_is_acknowledged_by_the_server_too(
+    server: UserServer, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal is not acknowledged because it is there: another machine may take the run over."""
+    key = workspace.key()
+    log = open_on(server, tmp_path, key, ack="jetstream")
+    assert log.flush(10)
+    server.kill()
+    log.append(plateau(1))
+    assert log.close(timeout=0.5).behind > 0
+
+    def resumed() -> EventLog:
+        return resume_run_log(
+            tmp_path / "run",
+            workspace=workspace,
+            nats=server.url,
+            ack="jetstream",
+            accept_unproved=True,
+        )
+
+    monkeypatch.setattr(run, "_ANSWER_SECONDS", 0.3)
+    with pytest.raises(StoreUnavailableError, match="has not acknowledged what the journal holds"):
+        resumed()
+    server.start()
+    monkeypatch.setattr(run, "_ANSWER_SECONDS", 10.0)
+    again = resumed()
+    assert plateau(1) in [record.event for record in again.records()]
+    again.close()
 
 
 def test_repair_needs_a_journal_that_nobody_writes(

@@ -126,6 +126,14 @@ class UserServer:
     def signal(self, number: int) -> None:
         if self.process is not None:
             os.kill(self.process.pid, number)
+            if number == signal.SIGSTOP:
+                wait_until(self._stopped)
+
+    def _stopped(self) -> bool:
+        """Whether every thread has: one that is still on its way could answer once more."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir() if self.process else ()
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+        return set(states) == {"T"}
 
     def kill(self) -> None:
         if self.process is not None:
