@@ -62,28 +62,32 @@ def local_step(
 ) -> list[float | Exception]:
     """One step of each seed's optimizer on its local objective; its loss, or what went wrong.
 
-    The host is run once, as it is, and keeps its bits. Pass and bodies draw from generators seeded
-    with ``random_seed``, each body anew, so that a seed's step depends on no other seed.
+    ``optimizer`` is that of all ``seeds``. The host is run once, as it is, and keeps its bits. Pass
+    and bodies draw from generators seeded with ``random_seed``, each body anew, so that what a seed
+    draws depends on no other.
     """
+    found: list[float | Exception] = []
     with HostGuard(model), torch.enable_grad():
         at = _plain_pass(model, seeds, loss_fn, batch, random_seed)
-        losses: dict[int, Tensor] = {}
-        faults: dict[int, Exception] = {}
         for seed in seeds:
             seed_everything(random_seed)
             try:
-                losses[seed.id] = _loss(model, seed, at)
+                found.append(_differentiate(seed, _loss(model, seed, at)))
             except (*SEED_FAULTS, ObjectiveError) as error:
-                faults[seed.id] = error
-        learning = [s for s in seeds if s.id in losses and s.trainable and s.optimizer]
-        for seed in learning:
-            gradients = torch.autograd.grad(losses[seed.id], seed.trainable, allow_unused=True)
-            for parameter, gradient in zip(seed.trainable, gradients, strict=True):
-                parameter.grad = gradient
+                found.append(error)
         optimizer.step()
-    for seed in seeds:
-        seed.shadow_steps += seed.id in losses
-    return [faults[s.id] if s.id in faults else float(losses[s.id].detach()) for s in seeds]
+    for seed, result in zip(seeds, found, strict=True):
+        seed.shadow_steps += isinstance(result, float)
+    return found
+
+
+def _differentiate(seed: Seed, loss: Tensor) -> float:
+    """Leave the gradients of ``loss`` in the seed's parameters; its value."""
+    if seed.trainable and seed.optimizer is not None:
+        gradients = torch.autograd.grad(loss, seed.trainable, allow_unused=True)
+        for parameter, gradient in zip(seed.trainable, gradients, strict=True):
+            parameter.grad = gradient
+    return float(loss.detach())
 
 
 @dataclass
