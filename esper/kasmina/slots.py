@@ -1,7 +1,8 @@
 """Finding the slots of a host: on a module's output, and on spans between two modules.
 
 A host is traced once with a real batch. Only modules that are called exactly once in a forward
-pass, under one name, can carry a slot; every other module is listed with the reason.
+pass, under one name, can carry a slot (``carriers`` tells which); every other module is listed with
+the reason.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def slots(model: nn.Module, batch: Any) -> SlotMap:
             name, or a function without arguments that runs ``model`` once.
 
     Raises:
-        SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
+        SlotError: no module of the host can carry a slot, a lazy module has no shape yet, or an
+            embedding changes its weights in each pass (``max_norm``).
         KasminaError: the model is trained on several devices or in several processes at once.
     """
     host = own_module(model)
@@ -55,7 +57,8 @@ def find_slots(model: nn.Module, forward: Callable[[], object]) -> SlotMap:
     The host is left exactly as it was: buffers, random state and module state included.
 
     Raises:
-        SlotError: no module of the host can carry a slot, or a lazy module has no shape yet.
+        SlotError: no module of the host can carry a slot, a lazy module has no shape yet, or an
+            embedding changes its weights in each pass (``max_norm``).
     """
     names: dict[nn.Module, list[str]] = {}
     blocks: set[nn.Module] = set()
