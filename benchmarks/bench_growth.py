@@ -5,7 +5,8 @@ of single steps. The host is an MLP of two hidden layers of width h, batch 128, 
 low-rank correction of rank 8 on the second layer. Blocks of steps of two loops are timed in turns
 on copies of one host; a ratio is the median over pairs of blocks with its 95 % bootstrap interval.
 A/A, two plain loops, shows what this machine calls equal. The peer is what a user would write in
-plain torch: the same seed, blended in from a detached input, without any shadow pass.
+plain torch: the same seed, blended in from a detached input, without any shadow pass. A second
+table compares tournaments whose seeds share a pass with the same ones in passes of their own.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 
 from benchmarks.paired import Ratio, in_turns
 from esper.blueprints.ir import Blueprint, LowRank, Size
+from esper.blueprints.library import LIBRARY
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.lattice import Lattice
 from esper.log.event_log import EventLog
 from esper.log.memory import MemoryStore
-from esper.tamiyo.interface import Advance, Germinate, Observation, Proposal
+from esper.tamiyo.interface import Advance, Controller, Germinate, Observation, Proposal
+from esper.tamiyo.rules import RuleController, Rules
 from esper.tolaria.growth import Growth
 from esper.tolaria.models import mlp
 from esper.tolaria.settings import GrowthSettings
@@ -156,10 +159,12 @@ class Script:
 class Growing:
     """A loop with growth whose seeds have come to the stage that is to be measured."""
 
-    def __init__(self, width: int, script: Script, shadow_every: int = 4) -> None:
+    def __init__(
+        self, width: int, controller: Controller, *, shadow_every: int = 4, share: int = 16
+    ) -> None:
         model, self.data = host(width), batches(width)
         optimizer = adam(model)
-        settings = msgspec.structs.replace(LENIENT, shadow_every=shadow_every)
+        settings = msgspec.structs.replace(LENIENT, shadow_every=shadow_every, share=share)
         self.growth = Growth(
             model,
             optimizer,
@@ -167,8 +172,8 @@ class Growing:
             self.data[:4],
             confirm=self.data[4:6],
             settings=settings,
-            controller=script,
-            library=[low_rank(width)],
+            controller=controller,
+            library=[low_rank(width), *LIBRARY.values()],
             log=EventLog(MemoryStore(), SigningKey.generate(), "bench"),
         )
         self.plain_step = loop(model, optimizer)
@@ -194,7 +199,7 @@ class Growing:
 @contextmanager
 def growing(width: int, last: Stage, *, count: int = 1, shadow_every: int = 4) -> Iterator[Step]:
     """``count`` seeds in the stage ``last``."""
-    found = Growing(width, Script(count, last), shadow_every)
+    found = Growing(width, Script(count, last), shadow_every=shadow_every)
     try:
         yield found.until(last, count).step
     finally:
@@ -219,6 +224,20 @@ def one_candidate(width: int) -> AbstractContextManager[Step]:
 def tournament(width: int) -> AbstractContextManager[Step]:
     """Sixteen of them."""
     return growing(width, Stage.TRAINING, count=16, shadow_every=1)
+
+
+@contextmanager
+def held(width: int, share: int, count: int, spread: bool) -> Iterator[Step]:
+    """A tournament of ``count`` seeds in one slot and of one blueprint, or spread over slots and
+    blueprints by the rule-based controller; ``share`` of them in a pass."""
+    controller: Controller = Script(count, Stage.TRAINING)
+    if spread:
+        controller = RuleController(Rules(0, 1, 1.0, 1, count, trial_steps=10**9, rungs=0))
+    found = Growing(width, controller, shadow_every=1, share=share)
+    try:
+        yield found.until(Stage.TRAINING, count).step
+    finally:
+        found.growth.close()
 
 
 def grafted(width: int) -> AbstractContextManager[Step]:
@@ -257,14 +276,16 @@ def pauses(width: int, seeds: int, runs: int = 6) -> list[float]:
     return longest
 
 
-def timed(step: Step, data: Sequence[Batch], steps: int = BLOCK) -> Callable[[], float]:
+def timed(
+    step: Step, data: Sequence[Batch], clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
     """A call that trains for a block and returns the seconds of one step."""
 
     def block() -> float:
-        begun = time.perf_counter()
-        for index in range(steps):
+        begun = clock()
+        for index in range(BLOCK):
             step(data[index % len(data)])
-        return (time.perf_counter() - begun) / steps
+        return (clock() - begun) / BLOCK
 
     return block
 
@@ -316,12 +337,57 @@ def test_block(benchmark: BenchmarkFixture, case: Case, side: str) -> None:
         benchmark.pedantic(block, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
 
 
+def apart(width: int, count: int, spread: bool, pairs: int) -> tuple[str, ...]:
+    """A tournament's step over the plain one, and in passes of its own over the shared ones: the
+    whole step, and what the seeds add to that of the host. In processor time of the thread."""
+    data = batches(width)
+    with (
+        plain(width) as host_alone,
+        held(width, 16, count, spread) as together,
+        held(width, 1, count, spread) as separate,
+    ):
+        steps = (host_alone, together, separate)
+        blocks = [timed(step, data, time.thread_time) for step in steps]
+        for block in blocks:
+            block()
+        turns = [[block() for block in blocks] for _ in range(pairs)]
+    whole = Ratio.of([c / b for _, b, c in turns])
+    added = Ratio.of([(c - a) / (b - a) for a, b, c in turns])
+    plain_step = statistics.median(a for a, *_ in turns)
+    shared, own = (Ratio.of([turn[place] / turn[0] for turn in turns]) for place in (1, 2))
+    return f"{plain_step * 1e6:,.0f} us", str(shared), str(own), str(whole), str(added)
+
+
+def tournaments(pairs: int) -> Table:
+    """What sharing a pass is worth."""
+    table = Table(title="Tournaments, a shadow pass at every step")
+    table.add_column("seeds")
+    for column in ("h", "plain step", "shared / plain", "apart / plain", "apart / shared", "added"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, count, spread in (
+        ("16 of rank 8 in one slot", 16, False),
+        ("16, spread", 16, True),
+        ("8, spread", 8, True),
+    ):
+        for width in (64, 256):
+            table.add_row(name, str(width), *apart(width, count, spread, pairs))
+    return table
+
+
 def main() -> None:
-    """Print the table; every figure is a multiple of one plain training step."""
+    """Print the tables; figures are multiples of one plain training step unless they say else."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks a row")
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--tournaments", action="store_true", help="print the second table alone")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if not arguments.tournaments:
+        Console(width=150).print(stages_of_growth(arguments.pairs))
+    Console(width=150).print(tournaments(max(4, arguments.pairs // 4)))
+
+
+def stages_of_growth(pairs: int) -> Table:
+    """What each stage costs."""
     table = Table(title=f"torch {torch.__version__}, one thread, {pairs} pairs of {BLOCK} steps")
     for column in ("one seed of rank 8", "h", "plain step", "/ plain", "A/A", "peer", "goal"):
         table.add_column(column, justify="left" if column == "one seed of rank 8" else "right")
@@ -338,7 +404,7 @@ def main() -> None:
         pause = str(Ratio.of(pauses(width, seeds)))
         name = f"the longest pause as {seeds} germinate"
         table.add_row(name, str(width), "", pause, "", "", "1")
-    Console(width=150).print(table)
+    return table
 
 
 if __name__ == "__main__":
