@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ from esper_events.keys import PublicKey
 from esper_events.reader import LogReader
 from esper_events.stages import Gate, Stage
 from support import postgres
+from support.command import ROOT
 from support.event_runs import (
     BLUEPRINT,
     LOG,
@@ -60,6 +62,10 @@ from support.event_runs import (
     started,
 )
 from support.histories import KEY, histories, write_log
+
+VIEWS = ("decisions", "stages", "seeds")
+UNTOLD = {"decided", "settled", "blueprints"}
+"""Tables that the guide leaves to its views."""
 
 Dump = dict[str, list[tuple[Any, ...]]]
 
@@ -136,7 +142,7 @@ def ask(target: str, query: str) -> list[tuple[Any, ...]]:
 def dump(target: str) -> Dump:
     """Every table and view in a form that both databases share."""
     with database(target) as connection:
-        names = ["runs", *tables.TABLES, "decisions", "stages", "seeds"]
+        names = ["runs", *tables.TABLES, *VIEWS]
         return {name: sorted(map(_plain, connection.execute(f"SELECT * FROM {name}")), key=repr)
                 for name in names}  # fmt: skip
 
@@ -241,6 +247,27 @@ def test_a_second_call_goes_on_from_where_the_first_ended(target: str, tmp_path:
     assert dump(target) == dump(fresh)
 
 
+def test_the_guide_names_every_column_and_its_questions_are_answered(
+    target: str, run: Path
+) -> None:
+    take(target, run)
+    guide = (ROOT / "docs" / "audit.md").read_text()
+    told: dict[str, list[str]] = {}
+    for line in guide.splitlines():
+        cells = line.split("|")
+        if len(cells) > 2 and cells[2].strip().startswith("one row"):
+            told[cells[1].strip(" `")] = names = []
+        elif len(cells) > 2 and "`" in cells[1]:
+            names += re.findall("`(.*?)`", cells[1])
+    assert sorted(told) == sorted({"runs", *VIEWS, *tables.TABLES} - UNTOLD)
+    with database(target, read_only=True) as connection:
+        for table, columns in told.items():
+            assert sorted(columns) == sorted(connection.select(f"SELECT * FROM {table}")[0])
+        questions = guide.split("```sql")[1].split("```")[0].split(";")[:-1]
+        answers = [connection.select(question)[1] for question in questions]
+    assert [len(answer) for answer in answers] == [1, 1, 1, 0]
+
+
 def test_a_process_killed_between_any_two_statements_has_changed_nothing_or_all(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +312,7 @@ def _killed_at(number: int, act: Callable[[], object]) -> bool:
     if child == 0:
         left = number
         for kind in (SQLite, PostgreSQL):
-            for name in ("execute", "execute_many"):
+            for name in ("execute", "insert"):
                 real = getattr(kind, name)
 
                 def counted(*arguments: Any, real: Any = real) -> Any:

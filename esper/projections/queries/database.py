@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -36,8 +36,8 @@ class Connection(Protocol):
         """Execute one statement with ``?`` for each value; its rows."""
         ...
 
-    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Execute the statement once for each row."""
+    def insert(self, table: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Add rows, at least one, with a value for each column."""
         ...
 
     def tables(self) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,10 +53,16 @@ class PostgreSQL:
             cursor = self._connection.execute(_spelt(statement), values)
             return cursor.fetchall() if cursor.description else []
 
-    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Execute the statement once for each row."""
-        with self._driver(), self._connection.cursor() as cursor:
-            cursor.executemany(_spelt(statement), rows)
+    def insert(self, table: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Add rows, at least one, with a value for each column."""
+        statement = f"COPY {table} FROM STDIN".encode()
+        with (
+            self._driver(),
+            self._connection.cursor() as cursor,
+            cursor.copy(statement) as copy,
+        ):
+            for row in rows:
+                copy.write_row(row)
 
     def tables(self) -> set[str]:
         """Names of the tables that are there."""

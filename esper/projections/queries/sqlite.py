@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,11 @@ class SQLite:
         with self._driver():
             return self._connection.execute(_spelt(statement), values).fetchall()
 
-    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Execute the statement once for each row."""
+    def insert(self, table: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Add rows, at least one, with a value for each column."""
+        places = ", ".join("?" * len(rows[0]))
         with self._driver():
-            self._connection.executemany(statement, rows)
+            self._connection.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
 
     def tables(self) -> set[str]:
         """Names of the tables that are there."""

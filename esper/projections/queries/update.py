@@ -158,13 +158,12 @@ class Intake:
         actor = self._key()
         for table, values in tables.rows(verifier.log, record, verifier.segments - 1, actor):
             self._pending[table].append(values)
-        if len(self._pending["events"]) >= _BATCH:
+        if len(self._pending["events"]) >= _BATCH:  # Every record adds one there.
             self._flush()
 
     def _flush(self) -> None:
         for table, rows in self._pending.items():
-            if rows:
-                self._database.execute_many(_insert(table, len(TABLES[table])), rows)
+            self._database.insert(table, rows)
         self._pending.clear()
 
     def _write_run(self, pinned: bool) -> None:
@@ -172,7 +171,7 @@ class Intake:
         row = self._run(pinned)
         values = [plain(row[name]) for name in RUNS]
         self._database.execute("DELETE FROM runs WHERE log = ?", (log,))
-        self._database.execute(_insert("runs", len(RUNS)), values)
+        self._database.insert("runs", [values])
 
     def _run(self, pinned: bool) -> dict[str, Value]:
         """The row of the run in ``runs``."""
@@ -212,7 +211,3 @@ class Intake:
     def _key(self) -> str:
         key = self._reader.verifier.key
         return "" if key is None else key.fingerprint
-
-
-def _insert(table: str, columns: int) -> str:
-    return f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})"
