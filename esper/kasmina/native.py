@@ -69,7 +69,11 @@ def load_nodes(folder: Path = _FOLDER) -> Any | None:
             torch.__version__,
         )
         return None
-    _load(library)
+    try:
+        _load(library)
+    except NativeLibraryError as error:
+        _logger.warning("autograd nodes in Python serve: %s", error)
+        return None
     return torch.ops.esper_autograd
 
 

@@ -58,9 +58,13 @@ def test_a_library_of_another_torch_is_not_loaded_and_that_is_said(
     with caplog.at_level(logging.DEBUG, "esper.kasmina"):
         assert native.load_nodes(tmp_path) is None
         assert native.load_nodes(tmp_path / "nothing") is None
-    first, second = (record.getMessage() for record in caplog.records)
+    (tmp_path / f"libesper_autograd-{torch.__version__}.so").write_bytes(b"damaged")
+    assert native.load_nodes(tmp_path) is None
+    first, second, third = (record.getMessage() for record in caplog.records)
     assert "got libesper_autograd-1.2.3.so, wanted" in first
     assert "got none that is compiled" in second
+    assert "nodes in Python serve" in third
+    assert "does not load beside torch" in third
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
