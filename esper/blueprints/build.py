@@ -122,10 +122,7 @@ class Graft(nn.Module):
                 or module._backward_hooks
             ):
                 return None
-        # By the dictionary: a module is asked for attributes that it does not find elsewhere.
-        first, second = down._parameters, up._parameters
-        weights = first["weight"], first["bias"], second["weight"], second["bias"]
-        return TwoLayers(*weights, activation)  # type: ignore[arg-type]
+        return TwoLayers(down.weight, down.bias, up.weight, up.bias, activation)
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         values = [x]
