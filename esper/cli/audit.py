@@ -18,7 +18,7 @@ from esper.cli.failures import (
     UserError,
     reading,
 )
-from esper.cli.following import arrivals, follow_option
+from esper.cli.following import arrivals, check_followed, follow_option
 from esper.cli.options import key_option
 from esper_events.terminal import printable
 
@@ -70,6 +70,8 @@ def audit(
         raise click.UsageError("wanted a run to put into the database, or --query")
     if follow and len(paths) != 1:
         raise click.UsageError("--follow: wanted one run")
+    if follow:
+        check_followed(paths[0])
     trusted = trusted_key(key_file)
     take = _take_on if follow else _take
     runs, code = _take_all(take, paths, target, trusted, as_json) if paths else ([], GOOD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,12 @@ _PAUSE = 0.2
 follow_option = click.option(
     "-f", "--follow", is_flag=True, help="Go on as the run does, until it ends or Ctrl-C."
 )
+
+
+def check_followed(path: Path) -> None:
+    """Raises ``UsageError`` where ``path`` cannot grow."""
+    if not path.is_dir():
+        raise click.UsageError(f"--follow: {path} is no run's directory, and does not grow")
 
 
 def arrivals(log: LogFollower) -> Iterator[Iterator[Record]]:

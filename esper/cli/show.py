@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper.cli.failures import reading
-from esper.cli.following import arrivals, follow_option
+from esper.cli.following import arrivals, check_followed, follow_option
 from esper.cli.options import key_option
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def show(path: Path, key_file: Path | None, everything: bool, follow: bool) -> N
     from esper_events.command import trusted_key
     from esper_events.words import describe
 
+    if follow:
+        check_followed(path)
     tell = describe if everything else Story().tell
     records = _followed if follow else _records
     for record in records(path, trusted_key(key_file)):

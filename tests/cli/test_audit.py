@@ -125,6 +125,7 @@ def test_another_key_than_the_trainers(directory: Path) -> None:
         (["run", "--query", "SELECT x FROM runs"], "--query: no such column: x"),
         (["run", "--database", "run/checkpoint"], "is no database of SQLite"),
         (["run", "run", "--follow"], "--follow: wanted one run"),
+        (["run/checkpoint", "--follow"], "--follow: run/checkpoint is no run's directory"),
         (["nowhere"], "does not exist"),
     ],
 )

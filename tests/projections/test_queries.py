@@ -285,6 +285,20 @@ def test_a_process_killed_between_any_two_statements_has_changed_nothing_or_all(
     assert _killed_anywhere(target, whole, stages) > 8
 
 
+def test_a_query_rolls_back_what_a_killed_writer_left(run: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "audit.db")
+    take(target, run)
+    child = os.fork()
+    if child == 0:
+        with database(target) as connection, connection.transaction():
+            rows = [("other", n, "b", "n" * 1000) for n in range(10_000)]
+            connection.insert("blueprints", rows)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert Path(f"{target}-journal").stat().st_size > 0
+    assert ask(target, "SELECT COUNT(*) FROM blueprints") == [(1,)]
+
+
 def _killed_anywhere(target: str, run: Path, stages: list[Dump | None]) -> int:
     """Take the run in with a process killed at each of its statements, until one is through; how
     many it took. What it leaves is one of ``stages``, and never an earlier one than was seen."""

@@ -31,7 +31,8 @@ class SQLite:
 
     def __init__(self, name: str, read_only: bool = False) -> None:
         self.name = name
-        uri = f"{Path(name).absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        # Not "ro": what a writer that was killed has left can then not be rolled back.
+        uri = f"{Path(name).absolute().as_uri()}?mode={'rw' if read_only else 'rwc'}"
         with self._driver():
             self._connection = sqlite3.connect(
                 uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None

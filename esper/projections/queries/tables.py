@@ -186,7 +186,6 @@ def definitions() -> Iterator[str]:
         yield f"CREATE TABLE {table} ({_columns(columns)}{key})"
     yield "CREATE INDEX decided_seed ON decided (log, seed)"
     yield "CREATE INDEX digests_event ON digests (log, event)"
-    yield "CREATE INDEX digests_digest ON digests (digest)"
     yield from _VIEWS
 
 
