@@ -16,40 +16,55 @@ constexpr std::int64_t kRunLanes = 16;
 constexpr std::int64_t kStrip = 16;
 constexpr std::int64_t kRowGroup = 8;
 
-// N independent accumulations; the loops over them become vector instructions.
-template <std::int64_t N>
+template <typename C>
+struct Numbers;
+template <>
+struct Numbers<float> {
+  using Count = std::int32_t;
+  static constexpr float kLargest = 3.4028234663852886e38F;
+};
+template <>
+struct Numbers<double> {
+  using Count = std::int64_t;
+  static constexpr double kLargest = 1.7976931348623157e308;
+};
+
+// N independent accumulations; the loops over them become vector instructions. What needs no double
+// is kept as narrow as an element: more lanes fit an instruction. A count has room for 2^31
+// elements of its lane, so for a run of 2^35.
+template <std::int64_t N, typename C>
 struct Lanes {
   double shift[N];
   double sum[N];
   double square[N];
-  double abs_max[N];
-  double finite[N];
-  double zeros[N];
+  C abs_max[N];
+  typename Numbers<C>::Count finite[N];
+  typename Numbers<C>::Count zeros[N];
 };
 
-template <std::int64_t N, typename T>
-inline void add(Lanes<N>& lanes, const T* x, std::int64_t width) {
+template <std::int64_t N, typename C, typename T>
+inline void add(Lanes<N, C>& lanes, const T* x, std::int64_t width) {
   for (std::int64_t i = 0; i < width; ++i) {
-    const double value = load(x + i);
-    const double magnitude = __builtin_fabs(value);
-    const bool finite = magnitude <= kMaxDouble;
-    const double difference = finite ? value - lanes.shift[i] : 0.0;
-    const double kept = finite ? magnitude : 0.0;
+    const C value = load(x + i);
+    const C magnitude = value < C(0) ? -value : value;
+    const bool finite = magnitude <= Numbers<C>::kLargest;
+    const C kept = finite ? magnitude : C(0);
+    const double difference = finite ? static_cast<double>(value) - lanes.shift[i] : 0.0;
     lanes.sum[i] += difference;
     lanes.square[i] += difference * difference;
     lanes.abs_max[i] = kept > lanes.abs_max[i] ? kept : lanes.abs_max[i];
-    lanes.finite[i] += finite ? 1.0 : 0.0;
-    lanes.zeros[i] += value == 0.0 ? 1.0 : 0.0;
+    lanes.finite[i] += finite ? 1 : 0;
+    lanes.zeros[i] += value == C(0) ? 1 : 0;
   }
 }
 
-template <std::int64_t N>
-inline Partial finish(const Lanes<N>& lanes, std::int64_t i, std::int64_t elements) {
+template <std::int64_t N, typename C>
+inline Partial finish(const Lanes<N, C>& lanes, std::int64_t i, std::int64_t elements) {
   Partial out{};
-  out.finite = lanes.finite[i];
-  out.zeros = lanes.zeros[i];
-  out.non_finite = static_cast<double>(elements) - lanes.finite[i];
-  out.abs_max = lanes.abs_max[i];
+  out.finite = static_cast<double>(lanes.finite[i]);
+  out.zeros = static_cast<double>(lanes.zeros[i]);
+  out.non_finite = static_cast<double>(elements) - out.finite;
+  out.abs_max = static_cast<double>(lanes.abs_max[i]);
   if (out.finite > 0.0) {
     const double offset = lanes.sum[i] / out.finite;
     out.mean = lanes.shift[i] + offset;
@@ -79,7 +94,7 @@ void stats_rows(const T* __restrict__ x,
                 std::int64_t stride,
                 std::int64_t width,
                 Partial* __restrict__ out) {
-  Lanes<kStrip> strips[kFeatureTile / kStrip];
+  Lanes<kStrip, Compute<T>> strips[kFeatureTile / kStrip];
   const std::int64_t used = (width + kStrip - 1) / kStrip;
   for (std::int64_t s = 0; s < used; ++s) {
     strips[s] = {};
@@ -93,7 +108,7 @@ void stats_rows(const T* __restrict__ x,
       const T* p = x + group * stride + s * kStrip;
       const std::int64_t left = width - s * kStrip;
       // A copy that lives in registers.
-      Lanes<kStrip> lanes = strips[s];
+      Lanes<kStrip, Compute<T>> lanes = strips[s];
       for (std::int64_t row = group; row < end; ++row, p += stride) {
         if (left >= kStrip) {
           add(lanes, p, kStrip);
@@ -116,7 +131,7 @@ void stats_runs(
   for (std::int64_t run = 0; run < count && shift == 0.0; ++run) {
     shift = first_finite(x + run * stride, length, 1);
   }
-  Lanes<kRunLanes> lanes = {};
+  Lanes<kRunLanes, Compute<T>> lanes = {};
   for (double& lane : lanes.shift) {
     lane = shift;
   }
@@ -135,7 +150,7 @@ void stats_runs(
       lanes.square[i] += lanes.square[i + half];
       lanes.finite[i] += lanes.finite[i + half];
       lanes.zeros[i] += lanes.zeros[i + half];
-      const double other = lanes.abs_max[i + half];
+      const auto other = lanes.abs_max[i + half];
       lanes.abs_max[i] = other > lanes.abs_max[i] ? other : lanes.abs_max[i];
     }
   }
