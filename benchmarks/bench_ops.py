@@ -68,6 +68,18 @@ def stats_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     return Case(name, lambda: ops.slot_stats(x, 1), "five torch reductions", eager)
 
 
+def read_case() -> Case:
+    """One read of a tensor, against one read and one write of it."""
+    x = torch.randn(LARGE)
+    out = torch.empty_like(x)
+    return Case(
+        f"slot_stats {list(LARGE)} float32",
+        lambda: ops.slot_stats(x, 1),
+        "copy_",
+        lambda: out.copy_(x),
+    )
+
+
 def cases() -> list[Case]:
     """All comparisons; built on demand because the large ones take memory."""
     f32, f64, bf16 = torch.float32, torch.float64, torch.bfloat16
@@ -87,6 +99,7 @@ def cases() -> list[Case]:
         training_case(LARGE, alpha_learns=True),
         stats_case(SMALL, f32),
         stats_case(LARGE, f32),
+        read_case(),
         stats_case(LARGE, bf16),
         stats_case((64, 64, 28, 28), f32),
     ]
