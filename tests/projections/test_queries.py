@@ -31,6 +31,7 @@ from esper.projections.queries.postgres import PostgreSQL
 from esper.projections.queries.sqlite import SQLite
 from esper.projections.queries.tables import RowError
 from esper.projections.queries.update import Intake, PositionError, Taken
+from esper_events.checkpoint import CHECKPOINT
 from esper_events.errors import ChainError
 from esper_events.events import (
     CheckpointWritten,
@@ -41,6 +42,7 @@ from esper_events.events import (
     TrialMeasured,
     WeightsRecorded,
 )
+from esper_events.follow import LogFollower
 from esper_events.framing import JOURNAL, frame
 from esper_events.keys import PublicKey
 from esper_events.reader import LogReader
@@ -244,6 +246,25 @@ def test_a_second_call_goes_on_from_where_the_first_ended(target: str, tmp_path:
         assert take(target, run).new == 0
     fresh = str(tmp_path / "fresh.db")
     take(fresh, whole)
+    assert dump(target) == dump(fresh)
+
+
+def test_a_database_that_follows_a_growing_log_ends_like_one_made_afterwards(
+    target: str, run: Path, tmp_path: Path
+) -> None:
+    fresh = str(tmp_path / "fresh.db")
+    take(fresh, run)
+    whole, new = (run / JOURNAL).read_bytes(), 0
+    (run / CHECKPOINT).rename(run / "kept")
+    with database(target) as connection:
+        log = LogFollower(run)
+        intake = Intake(connection, "run", log, False)
+        for size in (*range(0, len(whole), 300), len(whole)):
+            (run / JOURNAL).write_bytes(whole[:size])
+            if size == len(whole):
+                (run / "kept").rename(run / CHECKPOINT)
+            new += intake.take(log.records()).new
+    assert new == len(STORY)
     assert dump(target) == dump(fresh)
 
 
