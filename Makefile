@@ -11,7 +11,7 @@ TESTS_BUILD := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 
 .DEFAULT_GOAL := help
 .PHONY: help build data demo tables test check format bench objectives null-test isolation-campaign kill-campaign \
-	rerun-campaign replay-campaign fuzz model-check sanitize clean
+	rerun-campaign replay-campaign fuzz protocol-campaign model-check sanitize clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -80,6 +80,9 @@ replay-campaign: $(VENV)/.built  ## Live digests against replayed ones at every 
 
 fuzz: $(VENV)/.built  ## A million spoilt inputs for the decoders of events, logs, keys and proofs
 	$(BIN)/python -m benchmarks.fuzz
+
+protocol-campaign: $(VENV)/.tested  ## 1,000 random histories of the log's protocol on real stores
+	ESPER_PROTOCOL_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/log/test_protocol.py
 
 model-check:  ## Check the models of the log's protocol with Spin, and that it finds broken ones
 	$(PYTHON) tools/model_check.py

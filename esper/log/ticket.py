@@ -15,6 +15,9 @@ class Ticket:
 
     __slots__ = ("_acknowledged", "_error", "_settled", "count", "first_index")
 
+    foretold = False
+    """Nobody knows when it will be settled; of a run that is resumed, its log does."""
+
     def __init__(self, first_index: int, count: int, settled: threading.Condition) -> None:
         self.first_index = first_index
         """Index in the log of the first event of this append."""

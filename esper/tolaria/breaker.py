@@ -24,6 +24,10 @@ class Ticket(Protocol):
     @property
     def error(self) -> BaseException | None: ...
 
+    @property
+    def foretold(self) -> bool:
+        """Whether a log of before tells when it is settled: then it is not timed again."""
+
     def wait(self, timeout: float) -> bool: ...
 
 
@@ -31,6 +35,11 @@ class Log(Protocol):
     """What the training thread needs of an event log; ``append`` never blocks."""
 
     def append(self, *events: Event) -> Ticket: ...
+
+
+def overdue(ticket: Ticket, deadline: float) -> bool:
+    """Whether the log has used up its time to answer."""
+    return not ticket.foretold and time.monotonic() >= deadline
 
 
 class Breaker:
@@ -68,7 +77,7 @@ class Breaker:
             attempt.wait(max(0.0, self._deadline - time.monotonic()))
         if attempt.acknowledged:
             self.answered(step)
-        elif attempt.error is not None or time.monotonic() >= self._deadline:
+        elif attempt.error is not None or overdue(attempt, self._deadline):
             self._open(step, "the log did not acknowledge the attempt")
 
     def lapsed(self, step: int) -> None:

@@ -44,9 +44,15 @@ class CatchUpError(RerunError):
 
 
 class LoggedTicket:
-    """Acknowledged, or failed, at the step at which it was so in the run before."""
+    """Acknowledged, or failed, at the step at which it was so in the run before.
 
-    def __init__(self, log: CatchUpLog, step: int, *, answered: bool) -> None:
+    However long that takes now: a run that is slower than the one before is the same run. Where the
+    log does not tell (``step`` is None), nothing came of it as long as there was a log.
+    """
+
+    foretold = True
+
+    def __init__(self, log: CatchUpLog, step: int | None, *, answered: bool) -> None:
         self._log = log
         self._step = step
         self._answered = answered
@@ -54,14 +60,18 @@ class LoggedTicket:
     @property
     def acknowledged(self) -> bool:
         """Whether the run before had its acknowledgement by now."""
-        return self._answered and self._log.step >= self._step
+        return self._answered and self._come
 
     @property
     def error(self) -> BaseException | None:
         """Why it never came, from the step on at which the run before gave up."""
-        if self._answered or self._log.step < self._step:
+        if self._answered or not self._come:
             return None
         return CatchUpError("not acknowledged in time in the run before")
+
+    @property
+    def _come(self) -> bool:
+        return self._log.behind == 0 if self._step is None else self._log.step >= self._step
 
     def wait(self, timeout: float) -> bool:
         """Nothing to wait for: what happened is known."""
@@ -143,7 +153,7 @@ class CatchUpLog:
 
     def told(self, decision: int) -> Ticket:
         """The promise about a decision that the log of before holds."""
-        step, answered = self._settled(decision) or (0, True)
+        step, answered = self._settled(decision)
         return LoggedTicket(self, step, answered=answered)
 
     def _note(self, event: CheckpointWritten) -> Ticket | LogTicket:
@@ -174,17 +184,17 @@ class CatchUpLog:
         step, answered = self._outcome(event)
         return LoggedTicket(self, step, answered=answered)
 
-    def _outcome(self, event: Event) -> tuple[int, bool]:
+    def _outcome(self, event: Event) -> tuple[int | None, bool]:
         """At which step ``event`` was settled in the run before, and whether by an answer."""
-        settled = None
-        if isinstance(event, TransitionDecided):
-            settled = self._settled(event.decision)
-        elif isinstance(event, BreakerChanged):
-            later = (r.event for r in list(self._left)[1:] if isinstance(r.event, BreakerChanged))
-            settled = next(((e.step, e.state == "closed") for e in later), None)
-        return settled or (self.step, True)
+        match event:
+            case TransitionDecided(decision=decision):
+                return self._settled(decision)
+            case BreakerChanged():
+                later = [r.event for r in self._left if isinstance(r.event, BreakerChanged)][1:2]
+                return (later[0].step, later[0].state == "closed") if later else (None, True)
+        return self.step, True
 
-    def _settled(self, decision: int) -> tuple[int, bool] | None:
+    def _settled(self, decision: int) -> tuple[int | None, bool]:
         """At which step the decision was applied or lapsed, and whether by an answer."""
         for record in self._left:
             match record.event:
@@ -194,7 +204,7 @@ class CatchUpLog:
                     number == decision
                 ):
                     return step, reason != UNANSWERED
-        return None
+        return None, True
 
 
 def _timeless(event: Event) -> bytes:

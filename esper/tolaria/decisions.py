@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from esper.tolaria.breaker import Breaker, Log, Ticket
+from esper.tolaria.breaker import Breaker, Log, Ticket, overdue
 from esper.tolaria.settings import GrowthSettings
 from esper_events.events import (
     Objective,
@@ -187,7 +187,7 @@ class Decisions:
         if wait and not ticket.acknowledged:
             ticket.wait(max(0.0, entry.deadline - time.monotonic()))
         failed = ticket.error is not None
-        return ticket.acknowledged or failed or time.monotonic() >= entry.deadline
+        return ticket.acknowledged or failed or overdue(ticket, entry.deadline)
 
     def _settle_one(self, entry: _Open, step: int) -> bool:
         change = entry.change

@@ -27,6 +27,7 @@ class FakeTicket:
     log: FakeLog
     acknowledged: bool = False
     error: BaseException | None = None
+    foretold: bool = False
 
     def wait(self, timeout: float) -> bool:
         if not self.acknowledged and self.error is None:

@@ -1,0 +1,59 @@
+"""A resumed run keeps to the times of its log, whatever its own are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esper.log.event_log import EventLog
+from esper.tolaria import breaker, decisions
+from esper.tolaria.catch_up import CatchUpLog
+from esper_events.events import TransitionApplied
+from support.fake_log import Clock
+from support.protocol import ACK_SECONDS, KEY, MortalJournal, Trainer
+
+
+def applied(log: EventLog) -> list[tuple[int, int]]:
+    events = (record.event for record in log.records())
+    return [(e.decision, e.step) for e in events if isinstance(e, TransitionApplied)]
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 2 * ACK_SECONDS], ids=["as fast", "slower"])
+def test_late_changes_are_applied_at_the_steps_of_the_run_before(
+    elapsed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two decisions are due at step 3 and acknowledged at step 5; the run is killed when the log
+    has told of one of them."""
+    clock = Clock()
+    monkeypatch.setattr(decisions, "time", clock)
+    monkeypatch.setattr(breaker, "time", clock)
+    journal = MortalJournal(tmp_path)
+    log = EventLog(journal, KEY, "r")
+
+    def kill_between(decision: int) -> None:
+        if decision == 1:
+            assert log.flush(10)
+            journal.cut = 0.5
+
+    trainer = Trainer(CatchUpLog(log), kill_between)
+    assert log.flush(10)
+    journal.free.clear()
+    for step in (1, 2, 3, 4):
+        trainer.step(step, [0, 1] if step == 1 else [])
+    journal.free.set()
+    assert log.flush(10)
+    trainer.step(5, [])
+    assert not log.flush(10)
+    assert applied(log) == [(0, 5)]
+    log.close()
+
+    again = EventLog(MortalJournal(tmp_path), KEY, "r")
+    resumed = Trainer(CatchUpLog(again), lambda _: None)
+    for step in (1, 2, 3, 4, 5):
+        clock.now += elapsed
+        resumed.step(step, [0, 1] if step == 1 else [])
+    assert again.flush(10)
+    assert applied(again) == [(0, 5), (1, 5)]
+    assert resumed.stages == trainer.stages
+    again.close()
