@@ -109,14 +109,17 @@ class Nursery:
 
     def _admission(self, trial: Trial, reason: str) -> Iterator[None]:
         problems: list[str] = []
-        for problems in self._gatekeeper.examine(trial):
-            if problems:
+        parts = self._gatekeeper.examine(trial)
+        while self._waits(trial) and not problems:
+            found = next(parts, None)
+            if found is None:
                 break
-            yield
-            if not self._waits(trial):
-                trial.entering = False
-                return
+            problems = found
+            if not problems:
+                yield
         trial.entering = False
+        if not self._waits(trial):
+            return
         result = self._gatekeeper.ask(trial, self._step, problems)
         if result.passed:
             self._transitions.advance(trial, self._step, f"{reason}: {result.reason}")

@@ -176,7 +176,7 @@ def test_an_embargoed_slot_is_no_candidate() -> None:
 
 
 def test_fossils_stack_in_one_slot() -> None:
-    growth, loop = grow(with_(evaluate_steps=40), widen(again=True), 220, seed=4)
+    growth, loop = grow(with_(evaluate_steps=40), widen(again=True), 300, seed=0)
     fossils = growth.fossils
     assert len(fossils) >= 2
     assert {trial.seed.slot.id for trial in fossils} == {SPAN}

@@ -264,7 +264,7 @@ def test_a_group_of_the_models_own_parameters_may_come_while_a_graft_is_tested()
         loop.model.head.requires_grad_(False)  # type: ignore[union-attr]
         loop.optimizer = optim.Adam(early, lr=0.01)
         growth = loop.grow(FAST, OneSeed("layer1", "low_rank", CULLED)) if growing else None
-        loop.run(20)
+        loop.run(28)
         assert growth is None or (growth.engine and growth.engine.transitions.fork)
         loop.model.head.requires_grad_(True)  # type: ignore[union-attr]
         loop.optimizer.add_param_group({"params": late, "lr": 0.02})
@@ -280,7 +280,7 @@ def test_a_group_of_the_models_own_parameters_may_come_while_a_graft_is_tested()
 def test_parameters_that_the_fork_cannot_know_are_refused_in_words() -> None:
     loop = Loop()
     loop.grow(FAST, OneSeed(*SLOT))
-    loop.run(20)
+    loop.run(28)
     loop.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     with pytest.raises(
         KasminaError, match="add_param_group brought parameters.*nothing is grafted"
