@@ -30,6 +30,13 @@ class RandomState:
         if self._numpy is not None and "numpy" in sys.modules:
             sys.modules["numpy"].random.set_state(self._numpy)
 
+    @property
+    def passed(self) -> bool:
+        """Whether torch's generators are not in this state any more."""
+        cuda = torch.cuda.get_rng_state_all() if self._cuda is not None else []
+        pairs = zip([self._torch, *(self._cuda or [])], [torch.get_rng_state(), *cuda], strict=True)
+        return not all(torch.equal(then, now) for then, now in pairs)
+
     def values(self) -> dict[str, Any]:
         """The state in numbers, text, lists and tensors."""
         version, words, gauss = self._python

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.backends import mha
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -113,7 +114,7 @@ def _pass(
     model: nn.Module, seeds: Sequence[Seed], loss_fn: LossFunction, batch: Any
 ) -> tuple[dict[int, Tensor], dict[int, Exception]]:
     """One pass of the host and one of it with all seeds: the losses of seeds, and what the bodies
-    of others raised. The model is left as the first pass left it."""
+    of others raised. The model is left as the pass of the host left it."""
     random, state = RandomState(), ModuleState(model)
     additions: dict[int, Tensor] = {}
     faults: dict[int, Exception] = {}
@@ -128,23 +129,36 @@ def _pass(
             except SEED_FAULTS as error:
                 faults[seed.id] = error
 
-    with capturing(model, [seed.slot for seed in seeds], visit) as capture:
+    slots = [seed.slot for seed in seeds]
+    with capturing(model, slots, visit) as capture:
         loss_fn(batch)
+    if random.passed:
+        # vmap may lay a mask out in another order: the bodies read the draws of the second pass.
+        state = _back_to(state, model, random)
+        faults.clear()
+        with capturing(model, slots, visit) as capture:
+            torch.vmap(lambda _: scalar_loss(loss_fn(batch)), randomness="same")(torch.zeros(1))
     for name in here:
         calls = capture.at[name].calls if name in capture.at else 0
         if calls != 1:
             raise CannotShareError(f"slot {name} was come to {calls} times in one pass")
-    able = [seed for seed in seeds if seed.id in additions]
+    able = [seed for seed in seeds if seed.id in additions and seed.id not in faults]
     if not able:
         return {}, faults
     ended = ModuleState.current(model)
-    state.put_back()
-    random.restore()
+    state = _back_to(state, model, random)
     try:
         losses = _losses(model, state.modules, able, additions, loss_fn, batch)
     finally:
         ended.put_back()
     return losses, faults
+
+
+def _back_to(state: ModuleState, model: nn.Module, random: RandomState) -> ModuleState:
+    """Let another pass begin as the one before did, on copies as that one."""
+    state.put_back()
+    random.restore()
+    return ModuleState(model)
 
 
 def _addition(seed: Seed, captured: Captured) -> Tensor:
@@ -181,6 +195,8 @@ def _losses(
             around.callback(handle.remove)
         around.enter_context(uncompiled())
         around.enter_context(disable_saved_tensors_hooks(_NO_RECOMPUTATION))
+        around.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)  # It does not see what learns inside vmap.
         around.enter_context(warnings.catch_warnings())
         # An operator that vmap runs for one seed after the other is none of the user's business.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)

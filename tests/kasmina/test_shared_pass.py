@@ -77,6 +77,34 @@ def _labels(x: Tensor, classes: int) -> Tensor:
     return torch.arange(len(x)) % classes
 
 
+class Permuted(nn.Module):
+    """Drops elements of an activation that is laid out in another order than its axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x.transpose(0, 1)).transpose(0, 1)
+        logits: Tensor = self.head(self.b(self.drop(h)).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("beside", ["a", "b"])
+def test_a_body_reads_what_its_own_row_has_whatever_the_order_of_a_mask(beside: str) -> None:
+    """It takes away what it reads, and nothing is left."""
+    model, x = Permuted().double(), doubles(8, 5, 6)
+    slots = find_slots(model, lambda: model(x)).slots
+    taking = nn.Linear(6, 6, bias=False, dtype=torch.float64)
+    taking.weight.data = -torch.eye(6, dtype=torch.float64)
+    seeds = [sgd_seed(slots[beside]), sgd_seed(slots["b"], taking, 1)]
+    batch, loss_fn = (x, _labels(x, 3)), classify(model)
+    nothing = functional.cross_entropy(model.head.bias.expand(8, 3), batch[1])
+    losses = together(Setting(model, batch, loss_fn, seeds))
+    assert losses[1] == pytest.approx(nothing.item(), rel=1e-12)
+
+
 def some_batchnorm_evaluates() -> Setting:
     model = mlp().double()
     model[1].eval()
@@ -154,6 +182,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     "one BatchNorm evaluates": some_batchnorm_evaluates,
     "cnn": lambda: setting(HOSTS["cnn"]()[0].double(), doubles(8, 1, 6, 6)),
     "attention": lambda: setting(Tokens().double(), torch.randint(11, (8, 5))),
+    "attention in evaluation": lambda: setting(Tokens().double().eval(), torch.randint(11, (8, 5))),
     "sequence first": lambda: setting(SequenceFirst().double(), doubles(8, 5, 6)),
     "fossils": grown,
     "restless": lambda: setting(Restless().double(), doubles(8, 6)),
