@@ -23,7 +23,8 @@ import torch
 from esper.blueprints.build import applies
 from esper.blueprints.ir import Blueprint, Linear, Size
 from esper.kasmina.isolation import seed_everything
-from esper.kasmina.slot_map import SlotMap, find_slots
+from esper.kasmina.slot_map import SlotMap
+from esper.kasmina.slots import find_slots
 from esper.log.event_log import EventLog
 from esper.log.memory import MemoryStore
 from esper.tamiyo.interface import Advance, Germinate, Observation, Proposal
