@@ -108,7 +108,7 @@ def _take_all(
 
 def _safely(path: Path, runs: Iterator[Run]) -> Iterator[Run]:
     from esper.projections.lattice import ProjectionError
-    from esper.projections.queries.tables import RowError
+    from esper.projections.queries.rows import RowError
     from esper.projections.queries.update import PositionError
 
     try:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from esper.projections.queries import tables
-from esper.projections.queries.tables import Value
+from esper.projections.queries import schema
+from esper.projections.queries.rows import Value
 
 
 class DatabaseError(Exception):
@@ -96,7 +96,7 @@ def _prepare(connection: Connection) -> None:
     if connection.tables():
         _check(connection)
         return
-    for statement in tables.definitions():
+    for statement in schema.definitions():
         connection.execute(statement)
 
 
@@ -106,8 +106,8 @@ def _check(connection: Connection) -> None:
             f"{connection.name} holds no audited runs; name one that `esper audit RUN` has made"
         )
     found = connection.execute("SELECT schema_version FROM esper_audit")
-    if found != [(tables.SCHEMA,)]:
+    if found != [(schema.SCHEMA,)]:
         raise WrongDatabaseError(
             f"{connection.name} was made by another version of Esper (schema {found}, wanted "
-            f"{tables.SCHEMA}); make a new one from the runs"
+            f"{schema.SCHEMA}); make a new one from the runs"
         )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from esper.projections.queries.database import DatabaseError, QueryError
-from esper.projections.queries.tables import Value
+from esper.projections.queries.rows import Value
 
 SCHEMA = "esper_audit"
 """The schema that the tables stand in."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.projections.queries.database import DatabaseError, QueryError, WrongDatabaseError
-from esper.projections.queries.tables import Value
+from esper.projections.queries.rows import Value
 
 _BUSY_SECONDS = 30.0
 _READING = frozenset(

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from esper.projections.audit import AuditState
 from esper.projections.catalogue import AUDIT
-from esper.projections.queries import tables
 from esper.projections.queries.database import Connection
-from esper.projections.queries.tables import RUNS, TABLES, Value, as_text, plain
+from esper.projections.queries.rows import Value, as_text, plain, rows_of, rows_version
+from esper.projections.queries.schema import RUNS, TABLES
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError
@@ -134,7 +134,7 @@ class Intake:
         """The index from which rows are to be written."""
         if known is None:
             return 0
-        if known.code == tables.tables_version():
+        if known.code == rows_version():
             return known.events
         for table in TABLES:
             log = self._reader.verifier.log
@@ -156,7 +156,7 @@ class Intake:
     def _write(self, record: Record) -> None:
         verifier = self._reader.verifier
         actor = self._key()
-        for table, values in tables.rows(verifier.log, record, verifier.segments - 1, actor):
+        for table, values in rows_of(verifier.log, record, verifier.segments - 1, actor):
             self._pending[table].append(values)
         if len(self._pending["events"]) >= _BATCH:  # Every record adds one there.
             self._flush()
@@ -205,7 +205,7 @@ class Intake:
             "figures": None if end is None else as_text(end.figures),
             "steps_lost": state.steps_lost,
             "audit": state.digest(),
-            "code": tables.tables_version(),
+            "code": rows_version(),
         }
 
     def _key(self) -> str:
