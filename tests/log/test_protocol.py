@@ -91,6 +91,7 @@ class Protocol(RuleBasedStateMachine):
         assert len(held) >= self.sure
         self.base = held
         if self.ack == "jetstream" and not self.serving:
+            assert not log.records()  # Nobody can have acknowledged them to this process.
             assert log.flush(0.05) is not bool(held)
             self.start_server()
         assert log.flush(20)
