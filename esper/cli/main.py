@@ -10,6 +10,7 @@ from esper.cli.audit import audit
 from esper.cli.diff import diff
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
+from esper.cli.keys import keys
 from esper.cli.prove import prove
 from esper.cli.repair import repair
 from esper.cli.replay import replay
@@ -20,8 +21,7 @@ from esper.cli.verify import verify
 
 _EPILOG = """\b
 Example:  esper train examples/digits.toml
-Exit codes: 0 good, 1 a log is damaged or missing, or a re-run differs,
-2 bad usage or input, 3 the run or a server failed, 130 interrupted.
+Exit codes: 0 good, 1 damaged or different, 2 bad input, 3 failed, 130 stopped.
 """
 
 
@@ -57,7 +57,7 @@ def esper() -> None:
     """Grow a PyTorch model while it trains, keep what earns its place, prove it."""
 
 
-for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove, audit):
+for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove, audit, keys):
     esper.add_command(_verb)
 
 

@@ -1,13 +1,16 @@
-"""Files that appear whole or not at all, durably."""
+"""Files that appear whole or not at all, durably; and files that only their owner can read."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from esper_events.errors import KeyFileError
 
 
 @contextmanager
@@ -46,3 +49,27 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_private(path: Path, limit: int) -> bytes:
+    """At most ``limit`` bytes of the file at ``path``, which nobody but its owner, who asks, can
+    reach.
+
+    Raises:
+        KeyFileError: there is none, or others could read or write it.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeyFileError(f"{path} is not a regular file")
+            if status.st_uid != os.geteuid():
+                raise KeyFileError(f"{path} belongs to user {status.st_uid}, wanted {os.geteuid()}")
+            if status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise KeyFileError(f"{path} has mode {mode:04o}, wanted 0600: chmod 600 {path}")
+            return file.read(limit)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be read: {error}") from error

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,14 +19,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from esper_events.errors import KeyFileError, PublicKeyError
-from esper_events.files import whole_file
+from esper_events.files import read_private, whole_file
 
 ALGORITHM = 0x01
 """First byte of a key id: Ed25519."""
 KEY_ID_BYTES = 17
 SIGNATURE_BYTES = 64
 MAX_KEY_FILE_BYTES = 16 * 1024
+KDF_ROUNDS = 64
+"""Rounds of bcrypt between a pass phrase and the key that encrypts a key file: about a second."""
 
+Unlock = Callable[[Path], bytes]
+"""Finds the pass phrase of the encrypted key file at a path, or raises ``KeyFileError``."""
+
+_NO_BCRYPT = "it needs the package bcrypt: pip install bcrypt"
 _SSH_TYPE = b"ssh-ed25519"
 _P = 2**255 - 19
 _D = -121665 * pow(121666, -1, _P) % _P
@@ -136,41 +141,46 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, path: Path) -> SigningKey:
-        """Read an unencrypted OpenSSH private key that only its owner can read.
+    def load(cls, path: Path, unlock: Unlock | None = None) -> SigningKey:
+        """Read an OpenSSH private key that only its owner can read; ``unlock`` is asked for the
+        pass phrase of an encrypted one.
 
         Raises:
-            KeyFileError: no such file, another owner, permissions that let others in, or no
-                Ed25519 private key in it.
+            KeyFileError: no such file, another owner, permissions that let others in, no Ed25519
+                private key in it, or no pass phrase that fits.
         """
         path = Path(path)
-        text = _read_private(path)
+        text = read_private(path, MAX_KEY_FILE_BYTES)
+        key: object
         try:
             key = serialization.load_ssh_private_key(text, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except TypeError:  # it is encrypted
+            key = _decrypt(path, text, unlock)
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise KeyFileError(f"{path}: no OpenSSH private key: {error}") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise KeyFileError(f"{path}: got a key of another algorithm, wanted Ed25519")
         return cls(key)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, passphrase: bytes = b"") -> None:
         """Write the key with permissions 0600, durably; a reader never sees half a file.
+
+        It is encrypted under ``passphrase``, where that is not empty.
 
         Raises:
             KeyFileError: the file exists (a key is never overwritten) or cannot be written.
         """
-        text = self._key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
         try:
+            text = self._key.private_bytes(pem, form, _encryption(passphrase))
             with whole_file(Path(path), 0o600) as file:
                 file.write(text)
         except FileExistsError as error:
             raise KeyFileError(f"{path} exists already; a key is never overwritten") from error
         except OSError as error:
             raise KeyFileError(f"{path}: cannot write the key: {error}") from error
+        except UnsupportedAlgorithm as error:
+            raise KeyFileError(f"{path}: cannot encrypt the key: {_NO_BCRYPT}") from error
 
     def sign(self, data: bytes) -> bytes:
         """The 64-byte signature over ``data``."""
@@ -194,19 +204,22 @@ def _check_point(raw: bytes) -> None:
         raise PublicKeyError("the public key is no point of the curve")
 
 
-def _read_private(path: Path) -> bytes:
+def _decrypt(path: Path, text: bytes, unlock: Unlock | None) -> object:
+    if unlock is None:
+        raise KeyFileError(f"{path} is encrypted, and nothing here asks for its pass phrase")
+    passphrase = unlock(path)
     try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileError(f"{path} is not a regular file")
-            if status.st_uid != os.geteuid():
-                raise KeyFileError(f"{path} belongs to user {status.st_uid}, wanted {os.geteuid()}")
-            if status.st_mode & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
-                raise KeyFileError(f"{path} has mode {mode:04o}, wanted 0600: chmod 600 {path}")
-            return file.read(MAX_KEY_FILE_BYTES)
-    except OSError as error:
-        raise KeyFileError(f"{path}: cannot read the key: {error}") from error
+        return serialization.load_ssh_private_key(text, passphrase)
+    except (ValueError, TypeError) as error:
+        raise KeyFileError(
+            f"{path}: the pass phrase does not fit, or the file is damaged"
+        ) from error
+    except UnsupportedAlgorithm as error:
+        raise KeyFileError(f"{path}: cannot decrypt the key: {error} ({_NO_BCRYPT})") from error
+
+
+def _encryption(passphrase: bytes) -> serialization.KeySerializationEncryption:
+    if not passphrase:
+        return serialization.NoEncryption()
+    builder = serialization.PrivateFormat.OpenSSH.encryption_builder()
+    return builder.kdf_rounds(KDF_ROUNDS).build(passphrase)

@@ -38,6 +38,7 @@ def test_the_verbs_are_those_that_the_guide_names() -> None:
         "audit",
         "diff",
         "export-log",
+        "keys",
         "prove",
         "repair",
         "replay",

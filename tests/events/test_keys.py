@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper_events import keys
 from esper_events.errors import KeyFileError, PublicKeyError
 from esper_events.keys import PublicKey, SigningKey
 
@@ -156,6 +157,33 @@ def test_a_key_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("os.geteuid", lambda: owner + 1)
     with pytest.raises(KeyFileError, match="belongs to user"):
         SigningKey.load(path)
+
+
+def test_an_encrypted_key_opens_under_its_pass_phrase_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "KDF_ROUNDS", 2)
+    key, path = SigningKey.generate(), tmp_path / "trainer.key"
+    key.save(path, b"open sesame")
+    assert b"OPENSSH PRIVATE KEY" in path.read_bytes()
+    assert (
+        SigningKey.load(path, lambda asked: b"open sesame" * (asked == path)).public == key.public
+    )
+    with pytest.raises(KeyFileError, match="is encrypted, and nothing here asks"):
+        SigningKey.load(path)
+    for wrong in (b"", b"open sesamf"):
+        with pytest.raises(KeyFileError, match="the pass phrase does not fit"):
+            SigningKey.load(path, lambda _, wrong=wrong: wrong)
+
+
+def test_a_key_that_is_not_encrypted_asks_for_nothing(tmp_path: Path) -> None:
+    key, path = SigningKey.generate(), tmp_path / "trainer.key"
+    key.save(path)
+
+    def refuse(_: Path) -> bytes:
+        pytest.fail("asked for a pass phrase")
+
+    assert SigningKey.load(path, refuse).public == key.public
 
 
 def test_files_that_hold_no_key_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""``esper keys``, and runs under a key with a pass phrase."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from esper.cli import failures
+from esper.cli.main import esper as group
+from esper.log import passphrase
+from esper.log.errors import LogError
+from esper.log.workspace import Workspace
+from esper_events import keys
+from esper_events.keys import PublicKey
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in (passphrase.VARIABLE, passphrase.FILE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ESPER_WORKSPACE", str(tmp_path / "area"))
+    monkeypatch.setattr(keys, "KDF_ROUNDS", 2)
+    return tmp_path
+
+
+@pytest.fixture
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: str, *rest: int) -> int:
+        if path == "/dev/tty":
+            raise OSError(6, "No such device or address")
+        return real(path, *rest)
+
+    monkeypatch.setattr(passphrase.os, "open", refuse)
+
+
+def run(*arguments: str) -> int:
+    return failures.run(group, list(arguments))
+
+
+def test_a_key_is_made_once_and_shown_in_both_forms(place: Path, capsys: Captured) -> None:
+    assert run("keys", "create") == 0
+    made = capsys.readouterr().out
+    file = place / "area" / "keys" / "trainer.key"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    key = Workspace().key().public
+    assert made == f"{file}:\n  {key.fingerprint}\n  {key.openssh_fingerprint}\n"
+    assert run("keys", "show") == 0
+    assert capsys.readouterr().out == made
+    told = subprocess.run(
+        ["ssh-keygen", "-lf", file], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert key.openssh_fingerprint in told.stdout
+    before = file.read_bytes()
+    assert run("keys", "create") == 2
+    assert capsys.readouterr().err == f"esper: {file} exists already; a key is never overwritten\n"
+    assert file.read_bytes() == before
+
+
+def test_what_is_no_key_is_one_line_and_exit_code_2(place: Path, capsys: Captured) -> None:
+    key = Workspace().key()
+    (place / "noise").write_bytes(b"noise")
+    (place / "small.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43 + "\n")
+    key.save(place / "loose")
+    (place / "loose").chmod(0o640)
+    for name, reason in {
+        "noise": "noise: no OpenSSH public key",
+        "small.pub": "has small order",
+        "loose": "loose has mode 0640, wanted 0600: chmod 600 loose",
+    }.items():
+        assert run("keys", "show", name) == 2
+        told = capsys.readouterr()
+        assert reason in told.err
+        assert told.err.count("\n") == 1
+        assert not told.out
+    missing = Workspace(place / "empty").key_file
+    assert run("keys", "show", "--workspace", "empty") == 2
+    assert f"there is no {missing} yet" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_a_key_with_a_pass_phrase_signs_for_who_has_it(
+    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("keys", "create", "--encrypt") == 2
+    assert "set ESPER_PASSPHRASE_FILE or ESPER_PASSPHRASE" in capsys.readouterr().err
+    assert not Workspace().key_file.exists()
+    secret = place / "secret"
+    secret.write_text("open sesame\n")
+    monkeypatch.setenv(passphrase.FILE_VARIABLE, str(secret))
+    secret.chmod(0o644)
+    assert run("keys", "create", "--encrypt") == 2
+    assert f"{secret} has mode 0644, wanted 0600" in capsys.readouterr().err
+    secret.chmod(0o600)
+    assert run("keys", "create", "--encrypt") == 0
+    key = Workspace().key().public
+    assert key.fingerprint in capsys.readouterr().out
+    monkeypatch.delenv(passphrase.FILE_VARIABLE)
+    with pytest.raises(LogError, match="is encrypted, and there is no terminal"):
+        Workspace().key()
+    monkeypatch.setenv(passphrase.VARIABLE, "open sesam")
+    with pytest.raises(LogError, match="the pass phrase does not fit"):
+        Workspace().key()
+    monkeypatch.setenv(passphrase.VARIABLE, "open sesame")
+    assert Workspace().key().public == key
+    monkeypatch.setenv(passphrase.VARIABLE, "")
+    assert run("keys", "create", "--encrypt", "--workspace", "other") == 2
+    assert "got an empty pass phrase; nothing was written" in capsys.readouterr().err
+
+
+def test_a_typed_pass_phrase_is_typed_twice(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = iter(["one", "two", "one", "one", "one"])
+    monkeypatch.setattr(passphrase.os, "open", lambda *_: os.dup(0))
+    monkeypatch.setattr(passphrase.getpass, "getpass", lambda _: next(typed))
+    path = Workspace().key_file
+    with pytest.raises(keys.KeyFileError, match="the two pass phrases differ"):
+        passphrase.new_passphrase(path)
+    assert passphrase.new_passphrase(path) == b"one"
+    assert passphrase.passphrase(path) == b"one"
+
+
+def test_a_public_key_file_is_shown(place: Path, capsys: Captured) -> None:
+    Workspace().key().public.save(place / "trainer.pub")
+    assert run("keys", "show", "trainer.pub") == 0
+    assert PublicKey.load(place / "trainer.pub").fingerprint in capsys.readouterr().out
