@@ -21,7 +21,7 @@ from esper.cli.verify import verify
 
 _EPILOG = """\b
 Example:  esper train examples/digits.toml
-Exit codes: 0 good, 1 damaged or different, 2 bad input, 3 failed, 130 stopped.
+Exit codes: 0 good, 1 damaged or different, 2 bad input, 3 failed, 130 ended.
 """
 
 
