@@ -10,7 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.log.errors import LogClosedError, LogError
+from esper.log.errors import JournalError, LogClosedError, LogError
+from esper.log.objects import DIRECTORY, ObjectWriter, digest_of
 from esper.log.replica import NO_REPLICA, Replica, ReplicaState
 from esper.log.settling import Acknowledgement, Settling, Written
 from esper.log.store import Store, StoreSource
@@ -45,7 +46,7 @@ class EventLog:
 
     The journal may hold the beginning of this log, written under the same key: it is verified and
     continued, and is acknowledged as the rest is: :meth:`flush` waits for it. ``run_dir`` is where
-    the signed checkpoint goes; None for a log without one.
+    the signed checkpoint and objects go; None for a log without them.
 
     Raises ``LogError`` for arguments that do not fit, ``JournalError`` for a damaged journal.
     """
@@ -79,6 +80,8 @@ class EventLog:
         self._summary: LogSummary | None = None
         self._arrived = threading.Condition(threading.Lock())
         self._queue: deque[Pending] = deque()
+        self._objects = None if run_dir is None else ObjectWriter(run_dir / DIRECTORY)
+        self._kept: list[bytes] = []
         self._in_flight: list[Pending] = []
         self._settling = Settling(ack, self._records, self._settled)
         self._settling.written(Written(journal.count - 1, [self._latest], replayed))
@@ -134,6 +137,17 @@ class EventLog:
             self._arrived.notify()
         self._latest = ticket
         return ticket
+
+    def keep(self, data: bytes) -> str:
+        """Hand over bytes that events appended from now on may name; their SHA-256 in hex.
+
+        Never waits. The bytes are durable, in a file of the run, before such an event is; where
+        they cannot be written the log fails. A log without a run's directory keeps none.
+        """
+        with self._arrived:
+            if self._objects is not None and self.failure is None:
+                self._kept.append(data)
+        return digest_of(data)
 
     def records(self, start: int = 0) -> list[Record]:
         """The acknowledged records from index ``start`` on, in order."""
@@ -205,12 +219,25 @@ class EventLog:
             return batch
 
     def _commit(self, batch: list[Pending]) -> None:
+        self._write_objects()
         records = self._writer.write([event for pending in batch for event in pending.events])
         tickets = [pending.ticket for pending in batch]
         self._in_flight = []
         self._settling.written(Written(self._journal.count - 1, tickets, records))
         if self._replica is not None:
             self._replica.wake()
+
+    def _write_objects(self) -> None:
+        """What was handed over before the batch, and maybe more."""
+        with self._arrived:
+            kept, self._kept = self._kept, []
+        if self._objects is None:
+            return
+        try:
+            for data in kept:
+                self._objects.keep(data)
+        except OSError as error:
+            raise JournalError(f"cannot write {DIRECTORY} of the run: {error}") from error
 
     def _note_replica(self, state: ReplicaState) -> None:
         """Put the replica's standing on the record, where the log can still take it."""

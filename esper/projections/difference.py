@@ -23,6 +23,7 @@ from esper_events.codec import encode_event
 from esper_events.events import (
     BlueprintRegistered,
     CheckpointWritten,
+    ControllerConsulted,
     Event,
     Figures,
     Record,
@@ -34,11 +35,12 @@ from esper_events.events import (
     TransitionLapsed,
 )
 
-INCIDENTAL = (CheckpointWritten, ReplicaChanged)
-"""Kinds whose place in a log, and whose being there, hang on the time that disks and servers
-take."""
+INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted)
+"""Kinds whose place in a log, and whose being there, hang on the time that disks and servers take;
+and the one that tells why, not what: another controller may decide the same."""
 
 _NAMES = ("run", "trainer_key", "time")
+_WHY = ("time", "consulted")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _told(history: History, exact: bool) -> Iterator[Record]:
 def _timeless(event: Event) -> bytes:
     if isinstance(event, RunStarted):  # Told among the beginnings.
         return b""
+    if isinstance(event, TransitionDecided):
+        event = msgspec.structs.replace(event, consulted=msgspec.UNSET)
     return encode_event(msgspec.structs.replace(event, time=0.0))
 
 
@@ -172,7 +176,7 @@ def _fields_of(parted: Pair | None, exact: bool) -> tuple[FieldDifference, ...]:
     if type(one) is not type(other):
         return ()
     found = _differences(msgspec.to_builtins(one), msgspec.to_builtins(other))
-    return tuple(difference for difference in found if exact or difference.name != "time")
+    return tuple(difference for difference in found if exact or difference.name not in _WHY)
 
 
 def _differences(a: object, b: object) -> tuple[FieldDifference, ...]:

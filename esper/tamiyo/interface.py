@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from esper_events.events import Objective
 from esper_events.stages import Stage
@@ -51,15 +54,17 @@ class Observation:
     fossils: int
 
 
-@dataclass(frozen=True)
-class Plateau:
+class _Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    pass
+
+
+class Plateau(_Proposal, frozen=True, tag="plateau"):
     """Put on the record that the held-out loss, now ``loss``, has stopped falling."""
 
     loss: float
 
 
-@dataclass(frozen=True)
-class Germinate:
+class Germinate(_Proposal, frozen=True, tag="germinate"):
     """Start a trial of ``blueprint`` in ``slot``, in which the seed learns from ``objective``."""
 
     slot: str
@@ -68,16 +73,14 @@ class Germinate:
     objective: Objective = "shadow"
 
 
-@dataclass(frozen=True)
-class Advance:
+class Advance(_Proposal, frozen=True, tag="advance"):
     """Ask the next gate of ``seed``."""
 
     seed: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Cull:
+class Cull(_Proposal, frozen=True, tag="cull"):
     """End the trial of ``seed``."""
 
     seed: int
@@ -112,3 +115,30 @@ class Restorable(Protocol):
     def state(self) -> Any: ...
 
     def restore(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a controller decides by.
+
+    ``name`` is one of its own choice that outlives any refactoring, so no Python path;
+    ``version`` rises when the same observation may get another answer; ``settings`` are numbers,
+    text, lists and mappings of them by text.
+    """
+
+    name: str
+    version: int
+    settings: Mapping[str, Any]
+
+
+UNNAMED = Policy("", 0, {})
+"""Of a controller that does not tell."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A controller that tells what it decides by; a subclass that decides otherwise than its base
+    has a policy of another name."""
+
+    @property
+    def policy(self) -> Policy: ...

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import Any
 
@@ -18,11 +18,16 @@ from esper.tamiyo.interface import (
     Germinate,
     Observation,
     Plateau,
+    Policy,
     Proposal,
     SeedView,
 )
 from esper_events.events import Objective
 from esper_events.stages import BLENDED, Stage
+
+NAME = "esper/rules"
+VERSION = 1
+"""Of the rules below: to be raised when they come to answer otherwise."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class RuleController:
             proposals += self._tournament(training)
         return proposals
 
+    @property
+    def policy(self) -> Policy:
+        """Its rules; see :class:`esper.tamiyo.interface.Described`."""
+        return Policy(NAME, VERSION, asdict(self._rules))
+
     def state(self) -> dict[str, Any]:
         """All that it remembers; see :class:`esper.tamiyo.interface.Restorable`."""
         return {
@@ -86,7 +96,8 @@ class RuleController:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on as the controller did whose :meth:`state` this was."""
-        self._random.setstate(state["random"])
+        version, numbers, spare = state["random"]
+        self._random.setstate((version, tuple(numbers), spare))
         self._tried = Counter({(slot, name): times for slot, name, times in state["tried"]})
         self._since = state["since"]
         self._fossils = state["fossils"]

@@ -32,9 +32,12 @@ class Ticket(Protocol):
 
 
 class Log(Protocol):
-    """What the training thread needs of an event log; ``append`` never blocks."""
+    """What the training thread needs of an event log, which never makes it wait."""
 
     def append(self, *events: Event) -> Ticket: ...
+
+    def keep(self, data: bytes) -> str:
+        """Bytes that events from now on may name; their SHA-256 in hex."""
 
 
 def overdue(ticket: Ticket, deadline: float) -> bool:

@@ -136,6 +136,10 @@ class CatchUpLog:
             ticket = self._log.append(*waiting)
         return ticket
 
+    def keep(self, data: bytes) -> str:
+        """Hand over bytes that events may name; see :meth:`EventLog.keep`."""
+        return self._log.keep(data)
+
     def skip_to(self, step: int) -> None:
         """Take up to ``step`` as followed, where training goes on from a checkpoint of it.
 

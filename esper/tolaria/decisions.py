@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec import UNSET
+
 from esper.tolaria.breaker import Breaker, Log, Ticket, overdue
 from esper.tolaria.settings import GrowthSettings
 from esper_events.events import (
@@ -52,7 +54,8 @@ class Change:
 
     ``apply`` takes the step at which it happens. ``still_holds`` is asked right before: what was
     true when the change was decided may have passed. ``lapsed`` is called when the change will
-    never happen. ``objective`` is that of a seed that germinates.
+    never happen. ``objective`` is that of a seed that germinates, ``consulted`` the step at which
+    the controller proposed this; None where it was not asked.
     """
 
     seed: int
@@ -66,6 +69,7 @@ class Change:
     lapsed: Callable[[], None]
     removal: Literal["", "removed", "fork"] = ""
     objective: Objective = "shadow"
+    consulted: int | None = None
 
 
 @dataclass
@@ -151,6 +155,7 @@ class Decisions:
             reason=change.reason,
             removal=change.removal,
             objective=recorded(change.objective),
+            consulted=UNSET if change.consulted is None else change.consulted,
         )
         self._open[number] = _Open(number, at_step, change, self._log.append(decided))
 

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from esper.kasmina.digest import tensor_digests
 from esper.projections.lattice import LatticeState
-from esper.tamiyo.interface import Advance, Controller, Cull, Germinate, Plateau, Proposal
+from esper.tamiyo.consultation import Questioner, canonical
+from esper.tamiyo.interface import (
+    Advance,
+    Controller,
+    Cull,
+    Germinate,
+    Observation,
+    Plateau,
+    Proposal,
+)
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions, Ticket
 from esper.tolaria.fork_trial import awaits_backward
@@ -28,7 +37,7 @@ from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
-from esper_events.events import PlateauDetected, WeightsRecorded
+from esper_events.events import ControllerConsulted, PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
 
 _MEMORY = 0.98
@@ -49,7 +58,7 @@ class Engine:
         self._nursery = Nursery(context, self.transitions, self.decisions, self._gatekeeper)
         self._context = context
         self._settings = settings
-        self._controller = controller
+        self._questioner = Questioner(controller)
         self._log = log
         self._asking = False
         self._recorded_at = 0
@@ -190,8 +199,23 @@ class Engine:
         for trial in self.watch.in_stages(LIVE):
             if trial.broken:
                 self.transitions.cull(trial, step, trial.broken)
-        for proposal in self._controller.decide(self.watch.observation(step)):
+        for proposal in self._proposals(self.watch.observation(step)):
             self._carry_out(proposal, step)
+
+    def _proposals(self, observation: Observation) -> tuple[Proposal, ...]:
+        """The controller's, which stand on record before anything comes of them."""
+        asked, policy = self._questioner.ask(observation), self._questioner.policy
+        if asked.proposals:
+            self._log.append(
+                ControllerConsulted(
+                    time=time.time(),
+                    step=observation.step,
+                    controller=policy.name,
+                    policy=self._log.keep(canonical(policy)),
+                    consultation=self._log.keep(canonical(asked)),
+                )
+            )
+        return asked.proposals
 
     def _carry_out(self, proposal: Proposal, step: int) -> None:
         match proposal:
@@ -199,7 +223,7 @@ class Engine:
                 figures = self.watch.plateau_figures(loss)
                 self._log.append(PlateauDetected(time=time.time(), step=step, figures=figures))
             case Germinate():
-                self._nursery.germinate(proposal)
+                self._nursery.germinate(proposal, step)
             case Advance(seed=seed, reason=reason):
                 trial = self._trial(seed)
                 if trial and self.watch.ready(trial) and not self.decisions.pending(seed):
@@ -207,7 +231,7 @@ class Engine:
             case Cull(seed=seed, reason=reason):
                 trial = self._trial(seed)
                 if trial:
-                    self.transitions.cull(trial, step, reason)
+                    self.transitions.cull(trial, step, reason, consulted=step)
 
     def _trial(self, seed: int) -> Trial | None:
         """The trial of ``seed``; None when an earlier proposal has just ended it."""
@@ -218,13 +242,13 @@ class Engine:
 
     def _advance(self, trial: Trial, reason: str, step: int) -> None:
         if live_stage(self.lattice, trial) is Stage.GERMINATED:
-            self._nursery.admit(trial, reason)
+            self._nursery.admit(trial, reason, step)
             return
         result = self._gatekeeper.ask(trial, step)
         if result.passed:
-            self.transitions.advance(trial, step, f"{reason}: {result.reason}")
+            self.transitions.advance(trial, step, f"{reason}: {result.reason}", step)
         elif result.final:
-            self.transitions.cull(trial, step, result.reason)
+            self.transitions.cull(trial, step, result.reason, consulted=step)
         else:
             trial.refusals += 1
             trial.refused_at = len(trial.gains)

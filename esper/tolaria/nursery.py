@@ -63,8 +63,9 @@ class Nursery:
         """Whether all that was to germinate is on trial, or refused."""
         return not self._unborn
 
-    def germinate(self, wanted: Germinate) -> None:
-        """Build a seed and ask the gate to germination, from the next safe point on.
+    def germinate(self, wanted: Germinate, consulted: int) -> None:
+        """Build a seed and ask the gate to germination, from the next safe point on, as the
+        controller proposed at step ``consulted``.
 
         Raises:
             ValueError: no host and library like these allow it.
@@ -76,12 +77,13 @@ class Nursery:
                 f"the controller names objective {wanted.objective!r}, wanted one of {known}"
             )
         self._unborn += 1
-        self._jobs.append(_Job(self._germination(wanted)))
+        self._jobs.append(_Job(self._germination(wanted, consulted)))
 
-    def admit(self, trial: Trial, reason: str) -> None:
-        """Check a germinated seed and ask the gate to training, from the next safe point on."""
+    def admit(self, trial: Trial, reason: str, consulted: int) -> None:
+        """Check a germinated seed and ask the gate to training, from the next safe point on, as
+        the controller proposed at step ``consulted``."""
         trial.entering = True
-        self._jobs.append(_Job(self._admission(trial, reason)))
+        self._jobs.append(_Job(self._admission(trial, reason, consulted)))
 
     def advance(self, step: int) -> None:
         """Do the next piece, at the safe point of ``step``."""
@@ -97,7 +99,7 @@ class Nursery:
         self._jobs.clear()
         self._unborn = 0
 
-    def _germination(self, wanted: Germinate) -> Iterator[None]:
+    def _germination(self, wanted: Germinate, consulted: int) -> Iterator[None]:
         number, self.made = self.made, self.made + 1
         slot, blueprint = self._lattice.map.slots[wanted.slot], self._library[wanted.blueprint]
         seed = new_seed(number, slot, blueprint, self._context.run_seed, wanted.objective)
@@ -105,9 +107,9 @@ class Nursery:
         yield
         self._unborn -= 1
         if self._gatekeeper.ask(trial, self._step).passed:
-            self._transitions.germinate(trial, self._step, wanted.reason)
+            self._transitions.germinate(trial, self._step, wanted.reason, consulted)
 
-    def _admission(self, trial: Trial, reason: str) -> Iterator[None]:
+    def _admission(self, trial: Trial, reason: str, consulted: int) -> Iterator[None]:
         problems: list[str] = []
         parts = self._gatekeeper.examine(trial)
         while self._waits(trial) and not problems:
@@ -122,9 +124,10 @@ class Nursery:
             return
         result = self._gatekeeper.ask(trial, self._step, problems)
         if result.passed:
-            self._transitions.advance(trial, self._step, f"{reason}: {result.reason}")
+            why = f"{reason}: {result.reason}"
+            self._transitions.advance(trial, self._step, why, consulted)
         else:
-            self._transitions.cull(trial, self._step, result.reason)
+            self._transitions.cull(trial, self._step, result.reason, consulted=consulted)
 
     def _waits(self, trial: Trial) -> bool:
         """Whether nothing has happened to the seed meanwhile, and nothing is decided."""

@@ -172,8 +172,9 @@ class Transitions:
         if self.fork is not None:
             self.fork.mark()
 
-    def germinate(self, trial: Trial, step: int, reason: str) -> None:
-        """Decide that ``trial`` begins."""
+    def germinate(self, trial: Trial, step: int, reason: str, consulted: int | None = None) -> None:
+        """Decide that ``trial`` begins, as the controller proposed at step ``consulted``; here and
+        below, None where it was not asked."""
         self.trials[trial.seed.id] = trial
 
         def apply(at: int) -> Effect:
@@ -183,9 +184,9 @@ class Transitions:
         def drop() -> None:
             del self.trials[trial.seed.id]
 
-        self._decide(trial, step, Stage.GERMINATED, reason, apply, lapsed=drop)
+        self._decide(trial, step, Stage.GERMINATED, reason, apply, lapsed=drop, consulted=consulted)
 
-    def advance(self, trial: Trial, step: int, reason: str) -> None:
+    def advance(self, trial: Trial, step: int, reason: str, consulted: int | None = None) -> None:
         """Decide that ``trial`` enters the stage after its own."""
         source = live_stage(self._lattice, trial)
         effects: dict[Stage, Callable[[Trial], None]] = {
@@ -203,9 +204,16 @@ class Transitions:
                 return replace(effect, events=self._fold(trial, at))
             return effect
 
-        self._decide(trial, step, NEXT[source], reason, apply)
+        self._decide(trial, step, NEXT[source], reason, apply, consulted=consulted)
 
-    def cull(self, trial: Trial, step: int, reason: str, delay: int | None = None) -> None:
+    def cull(
+        self,
+        trial: Trial,
+        step: int,
+        reason: str,
+        delay: int | None = None,
+        consulted: int | None = None,
+    ) -> None:
         """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path.
 
         Whatever else was under way for it lapses: it must not fossilize on its way out.
@@ -224,7 +232,16 @@ class Transitions:
             return effect
 
         removal: Removal = "fork" if blended else "removed"
-        self._decide(trial, step, Stage.CULLED, reason, apply, removal=removal, delay=delay)
+        self._decide(
+            trial,
+            step,
+            Stage.CULLED,
+            reason,
+            apply,
+            removal=removal,
+            delay=delay,
+            consulted=consulted,
+        )
 
     def retry_cooldowns(self, step: int) -> None:
         """Decide again what a silent log let lapse on a culled seed's way back to DORMANT."""
@@ -336,9 +353,10 @@ class Transitions:
         lapsed: Callable[[], None] = _nothing,
         removal: Removal = "",
         delay: int | None = None,
+        consulted: int | None = None,
     ) -> None:
         change = self._change(trial, target, reason, apply, lapsed=lapsed, removal=removal)
-        self._decisions.decide(step, change, delay)
+        self._decisions.decide(step, replace(change, consulted=consulted), delay)
 
     def _change(
         self,

@@ -110,12 +110,26 @@ class GateMeasured(_Event, frozen=True, tag="gate.measured"):
     figures: Figures
 
 
+class ControllerConsulted(_Event, frozen=True, tag="controller.consulted"):
+    """The controller was asked at ``step`` and proposed something; what it was shown, what it
+    remembered and what it proposed are the canonical bytes whose SHA-256 in hex is
+    ``consultation``, and what it decides by is described by those of ``policy``. Both lie in
+    digest-named files of the run. ``controller`` is the name that it gives itself, "" without one.
+    """
+
+    step: int
+    controller: str
+    policy: str
+    consultation: str
+
+
 class TransitionDecided(_Event, frozen=True, tag="transition.decided"):
     """A change is intended: ``seed`` goes from ``source`` to ``target`` at ``at_step``.
 
     ``removal`` tells how a blended seed leaves the host when ``target`` is CULLED. ``objective``
     stands where ``target`` is GERMINATED and the seed will learn from a local objective; where it
-    is left out, on the wire too, that is the shadow objective.
+    is left out, on the wire too, that is the shadow objective. ``consulted`` is the step of the
+    consultation whose proposal led to this; it is left out where the controller was not asked.
     """
 
     decision: int
@@ -129,6 +143,7 @@ class TransitionDecided(_Event, frozen=True, tag="transition.decided"):
     reason: str
     removal: Literal["", "removed", "fork", "snapshot"] = ""
     objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET
+    consulted: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class TransitionApplied(_Event, frozen=True, tag="transition.applied"):
@@ -234,6 +249,7 @@ Event = (
     | PlateauDetected
     | TrialMeasured
     | GateMeasured
+    | ControllerConsulted
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 
+from msgspec import UNSET
+
 from esper_events.events import (
     BlueprintRegistered,
+    ControllerConsulted,
     Event,
     LatticeDeclared,
     RunEnded,
@@ -31,6 +34,7 @@ class Rules:
         self.open: dict[int, TransitionDecided] = {}
         """Decisions that are neither applied nor lapsed, by number."""
         self._decisions: set[int] = set()
+        self._consulted: set[int] = set()
         self._stages: dict[int, Stage] = {}
         self._seeds: dict[int, tuple[str, str]] = {}
         self._folded: set[int] = set()
@@ -57,6 +61,8 @@ class Rules:
                 self._slots.update(slot.id for slot in event.slots)
             case BlueprintRegistered():
                 reason = self._register(event)
+            case ControllerConsulted():
+                reason = self._consult(event)
             case TransitionDecided():
                 reason = self._decide(event)
             case TransitionApplied():
@@ -75,6 +81,12 @@ class Rules:
         self._blueprints.add(event.blueprint)
         return None
 
+    def _consult(self, event: ControllerConsulted) -> str | None:
+        if event.step in self._consulted:
+            return f"the controller is consulted at step {event.step} a second time"
+        self._consulted.add(event.step)
+        return None
+
     def _decide(self, event: TransitionDecided) -> str | None:
         if event.decision in self._decisions:
             return f"decision {event.decision} is taken a second time"
@@ -86,6 +98,11 @@ class Rules:
             return f"blueprint {event.blueprint[:12]} was never registered"
         if event.objective and event.target is not Stage.GERMINATED:
             return f"seed {event.seed} is given an objective as it becomes {event.target.value}"
+        if event.consulted is not UNSET and event.consulted not in self._consulted:
+            return (
+                f"decision {event.decision} follows from a consultation at step "
+                f"{event.consulted}, and there was none"
+            )
         slot, blueprint = self._seeds.setdefault(event.seed, (event.slot, event.blueprint))
         if (slot, blueprint) != (event.slot, event.blueprint):
             return f"seed {event.seed} is {blueprint[:12]} in slot {slot} and stays so"

@@ -6,6 +6,7 @@ from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
     CheckpointWritten,
+    ControllerConsulted,
     Event,
     Figures,
     GateMeasured,
@@ -67,6 +68,7 @@ def _say_step(
     event: PlateauDetected
     | TrialMeasured
     | GateMeasured
+    | ControllerConsulted
     | TransitionDecided
     | TransitionApplied
     | TransitionLapsed
@@ -86,6 +88,9 @@ def _say_step(
             why = f": {event.reason}" if event.reason else ""
             gate, figures = event.gate.value, _figures(event.figures)
             return f"seed {event.seed} {outcome} the {gate} gate{why}{figures}"
+        case ControllerConsulted():
+            name = event.controller or "without a name"
+            return f"controller {name} consulted, record {event.consultation[:12]}"
         case TransitionDecided():
             return _say_decision(event)
         case TransitionApplied():

@@ -21,6 +21,7 @@ from support.event_runs import (
     Run,
     applied,
     blueprint,
+    consulted,
     decided,
     ended,
     folded,
@@ -60,6 +61,11 @@ def test_a_seed_lives_and_dies() -> None:
     for number, (source, target) in enumerate(pairwise(path)):
         story += (decided(number, source, target), applied(number))
     assert refusal(*story, ended()) is None
+
+
+def test_a_decision_may_name_any_consultation_before_it() -> None:
+    story = (consulted(8), consulted(10), decided(1, D, G, consulted=8))
+    assert refusal(START, *story, applied(1), ended()) is None
 
 
 def fossil() -> list[Event]:
@@ -105,6 +111,11 @@ def test_what_is_no_fossil_is_not_folded(length: int) -> None:
         (
             (START, decided(1, D, G), applied(1), LATE_OBJECTIVE),
             "an objective as it becomes training",
+        ),
+        ((START, consulted(9), consulted(9)), "consulted at step 9 a second time"),
+        (
+            (START, consulted(9), decided(1, D, G, consulted=10)),
+            "decision 1 follows from a consultation at step 10, and there was none",
         ),
         ((START, blueprint(b"other")), "does not have the digest"),
         ((START, decided(1, D, G), ended()), "decision 1 was neither applied nor lapsed"),

@@ -17,6 +17,7 @@ from esper.log.errors import JournalError, LogClosedError, LogError
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.log.memory import MemoryStore
+from esper.log.objects import read_object
 from esper_events.events import PlateauDetected, RunEnded
 from esper_events.keys import SigningKey
 from esper_events.verify import verify_path
@@ -96,6 +97,43 @@ def test_an_event_is_acknowledged_only_after_its_sync(
     gate.set()
     assert ticket.wait(5)
     log.close()
+
+
+def test_what_an_event_names_is_synced_before_it_and_kept_once(
+    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(JournalStore(tmp_path / "journal"), key, "r", run_dir=tmp_path)
+    log.append(started(key)).wait(5)
+    synced: list[str] = []
+    real = os.fsync
+
+    def watched(descriptor: int) -> None:
+        real(descriptor)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append("object" if "/.sha256-" in name else Path(name).name)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for step in (1, 2):
+        digest = log.keep(b"seen")
+        assert log.append(plateau(step)).wait(5)
+    objects = tmp_path / "objects"
+    assert synced[:4] == [tmp_path.name, "object", "objects", "segments"]
+    assert synced.count("object") == 1
+    assert [path.name for path in objects.iterdir()] == [f"sha256-{digest}"]
+    assert read_object(objects, digest) == b"seen"
+    log.close()
+
+
+def test_an_object_that_cannot_be_written_lets_no_event_name_it(
+    tmp_path: Path, key: SigningKey
+) -> None:
+    log = EventLog(JournalStore(tmp_path / "journal"), key, "r", run_dir=tmp_path)
+    assert log.append(started(key)).wait(5)
+    (tmp_path / "objects").write_bytes(b"in the way")
+    log.keep(b"seen")
+    assert not log.append(plateau(1)).wait(5)
+    assert isinstance(log.failure, JournalError)
+    assert log.close().events == 1
 
 
 def test_many_threads_append_without_loss(key: SigningKey) -> None:

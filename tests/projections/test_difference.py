@@ -24,7 +24,7 @@ from esper_events.events import (
 )
 from esper_events.keys import SigningKey
 from esper_events.stages import Stage
-from support.event_runs import UP, applied, blueprint, decided, ended, lattice, started
+from support.event_runs import UP, applied, blueprint, consulted, decided, ended, lattice, started
 from support.histories import KEY, histories, retimed
 
 GENESIS = started(KEY)
@@ -32,6 +32,17 @@ GENESIS = started(KEY)
 
 def of(*events: Event) -> History:
     return History([Record(index, event) for index, event in enumerate(events)])
+
+
+def test_why_something_was_decided_does_not_count() -> None:
+    dormant, germinated = UP[:2]
+    declared = (GENESIS, lattice("fc", "head"), blueprint())
+    a = of(*declared, decided(0, dormant, germinated))
+    b = of(*declared, consulted(9), decided(0, dormant, germinated, consulted=9))
+    assert compare(a, b).same
+    assert not compare(a, b, exact=True).same
+    other = of(*declared, consulted(9), decided(0, dormant, germinated, slot="head", consulted=9))
+    assert [field.name for field in compare(a, other).fields] == ["slot"]
 
 
 def plateau(step: int = 9, **figures: float) -> PlateauDetected:

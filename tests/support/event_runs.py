@@ -14,6 +14,7 @@ from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import encode_event
 from esper_events.events import (
     BlueprintRegistered,
+    ControllerConsulted,
     Event,
     LatticeDeclared,
     LocalObjective,
@@ -120,6 +121,13 @@ def blueprint(body: bytes = BODY, digest: str = BLUEPRINT) -> BlueprintRegistere
     return BlueprintRegistered(time=1.2, blueprint=digest, name="b", body=body)
 
 
+def consulted(step: int = 10) -> ControllerConsulted:
+    digest = hashlib.sha256(b"").hexdigest()
+    return ControllerConsulted(
+        time=2.0, step=step, controller="c", policy=digest, consultation=digest
+    )
+
+
 def decided(
     decision: int,
     source: Stage,
@@ -128,6 +136,7 @@ def decided(
     slot: str = "fc",
     blueprint: str = BLUEPRINT,
     objective: LocalObjective | msgspec.UnsetType = msgspec.UNSET,
+    consulted: int | msgspec.UnsetType = msgspec.UNSET,
 ) -> TransitionDecided:
     return TransitionDecided(
         time=2.0,
@@ -141,6 +150,7 @@ def decided(
         target=target,
         reason="",
         objective=objective,
+        consulted=consulted,
     )
 
 

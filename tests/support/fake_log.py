@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from esper.log.objects import digest_of
 from esper_events.events import Event
 
 
@@ -53,6 +54,9 @@ class FakeLog:
         self.events += events
         self.tickets.append(FakeTicket(self, acknowledged=self.good))
         return self.tickets[-1]
+
+    def keep(self, data: bytes) -> str:
+        return digest_of(data)
 
     def acknowledge(self) -> None:
         """Acknowledge all that was appended."""
