@@ -56,7 +56,7 @@ def test_a_seed_that_adds_nothing_gains_exactly_nothing(monkeypatch: pytest.Monk
     # Its last projection is zero as it was born, and stays so.
     growth.engine.trials[0].seed.body.requires_grad_(False)
     checked = 0
-    for _ in range(60):
+    for _ in range(80):
         loop.run(1)
         fork = growth.engine.transitions.fork
         if fork is not None:
