@@ -30,10 +30,12 @@ tables: $(VENV)/.built data  ## The README's tables: every example over its seed
 	$(BIN)/python -m benchmarks.table examples/fashion_mnist.toml --seeds 5
 	$(BIN)/python -m benchmarks.table examples/characters.toml --seeds 5
 
-# Models in tests are small: threads would only wait for each other.
+# Models in tests are small: threads would only wait for each other, processes need not. Tests of one
+# file share what it has trained.
+TEST_JOBS ?= -n auto --maxprocesses 4 --dist loadfile
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.tested data  ## Run the tests
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(TEST_JOBS) $(PYTEST_FLAGS)
 
 check: $(VENV)/.checked  ## Lint, format, types, import rules, spelling
 	$(BIN)/ruff check .
