@@ -25,6 +25,11 @@ def idx(array: NDArray[np.uint8]) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
+def packed(content: bytes) -> bytes:
+    """The same bytes at any time."""
+    return gzip.compress(content, mtime=0)
+
+
 def write_fashion(folder: Path, rows: int = 20, draw: int = 0) -> Path:
     """The four files with random images, as many to train on and to test with."""
     random = np.random.RandomState(draw)
@@ -33,7 +38,7 @@ def write_fashion(folder: Path, rows: int = 20, draw: int = 0) -> Path:
         shape = (rows, 28, 28) if "images" in name else (rows,)
         top = 256 if "images" in name else 10
         content = idx(random.randint(0, top, shape).astype(np.uint8))
-        (folder / name).write_bytes(gzip.compress(content, mtime=0))
+        (folder / name).write_bytes(packed(content))
     return folder
 
 
@@ -145,12 +150,12 @@ def test_the_files_are_found_where_a_user_puts_them(
 @pytest.mark.parametrize(
     ("file", "content", "line"),
     [
-        (0, gzip.compress(b"abc"), "got 3 bytes, wanted a header .* fetch it again"),
+        (0, packed(b"abc"), "got 3 bytes, wanted a header .* fetch it again"),
         (0, b"abc", "not a whole gzip file"),
-        (0, gzip.compress(idx(np.zeros((20, 27, 28), np.uint8))), "got images of 27 x 28, wanted"),
-        (0, gzip.compress(idx(np.zeros((10, 28, 28), np.uint8))), "got 10 images and 20 labels"),
-        (1, gzip.compress(idx(np.zeros((20, 1), np.uint8))), "got 2 dimensions, wanted 1"),
-        (3, gzip.compress(idx(np.full(20, 10, np.uint8))), "wanted at least one label, all from 0"),
+        (0, packed(idx(np.zeros((20, 27, 28), np.uint8))), "got images of 27 x 28, wanted"),
+        (0, packed(idx(np.zeros((10, 28, 28), np.uint8))), "got 10 images and 20 labels"),
+        (1, packed(idx(np.zeros((20, 1), np.uint8))), "got 2 dimensions, wanted 1"),
+        (3, packed(idx(np.full(20, 10, np.uint8))), "wanted at least one label, all from 0"),
     ],
 )
 def test_damaged_files_are_told_in_one_line(
