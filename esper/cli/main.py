@@ -8,6 +8,7 @@ import click
 
 from esper.cli.audit import audit
 from esper.cli.diff import diff
+from esper.cli.explain import explain
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
 from esper.cli.keys import keys
@@ -19,10 +20,7 @@ from esper.cli.show import show
 from esper.cli.train import train
 from esper.cli.verify import verify
 
-_EPILOG = """\b
-Example:  esper train examples/digits.toml
-Exit codes: 0 good, 1 damaged or different, 2 bad input, 3 failed, 130 ended.
-"""
+_EPILOG = "Example:  esper train examples/digits.toml    (exit codes: docs/cli.md)"
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -57,7 +55,21 @@ def esper() -> None:
     """Grow a PyTorch model while it trains, keep what earns its place, prove it."""
 
 
-for _verb in (train, verify, show, replay, diff, rerun, repair, export_log, prove, audit, keys):
+_VERBS = (
+    train,
+    verify,
+    show,
+    explain,
+    replay,
+    diff,
+    rerun,
+    repair,
+    export_log,
+    prove,
+    audit,
+    keys,
+)
+for _verb in _VERBS:
     esper.add_command(_verb)
 
 

@@ -47,15 +47,8 @@ class Consultation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def remembered(self) -> Any:
-        """The state as plain values, its tuples as lists.
-
-        Raises:
-            ConsultationError: it cannot be read.
-        """
-        try:
-            return msgspec.msgpack.decode(self.memory)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ConsultationError(f"not a controller's state: {error}") from error
+        """The state as plain values, its tuples as lists."""
+        return msgspec.msgpack.decode(self.memory)
 
 
 def _plain(value: object) -> int | float:
@@ -120,7 +113,9 @@ def read_policy(data: bytes) -> Policy:
 
 def read_consultation(data: bytes) -> Consultation:
     """The consultation whose canonical bytes are ``data``. Raises ``ConsultationError``."""
-    return _decoded(data, Consultation)
+    asked = _decoded(data, Consultation)
+    _decoded(bytes(asked.memory), object)
+    return asked
 
 
 def _decoded(data: bytes, kind: type[T]) -> T:

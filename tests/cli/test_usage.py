@@ -37,6 +37,7 @@ def test_the_verbs_are_those_that_the_guide_names() -> None:
     assert VERBS == [
         "audit",
         "diff",
+        "explain",
         "export-log",
         "keys",
         "prove",
