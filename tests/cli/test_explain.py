@@ -19,6 +19,7 @@ from esper.log.objects import read_object
 from esper.tamiyo.explain import Explanation, Reasons
 from esper.tamiyo.interface import Controller, Policy
 from esper.tamiyo.rules import RuleController, Rules
+from esper.tolaria.growth import Growth
 from esper.tolaria.inputs import default_controller
 from esper_events.events import (
     ControllerConsulted,
@@ -42,14 +43,21 @@ STEPS = 170
 WHY = (ControllerConsulted, PlateauDetected, TransitionDecided)
 
 
-def train(directory: Path, controller: Controller, steps: int = STEPS) -> Path:
-    """A run on disk."""
-    journal = JournalStore(directory / "journal")
-    log = EventLog(journal, SigningKey.generate(), "test", run_dir=directory)
+KEY = SigningKey.generate()
+
+
+def begin(directory: Path, controller: Controller, steps: int, **more: Any) -> Growth:
+    """A run on disk, as far as ``steps``."""
+    log = EventLog(JournalStore(directory / "journal"), KEY, "test", run_dir=directory)
     loop = Loop()
-    growth = loop.grow(SETTINGS, controller, log=log)
+    growth = loop.grow(SETTINGS, controller, log=log, **more)
     loop.run(steps)
-    growth.close()
+    return growth
+
+
+def train(directory: Path, controller: Controller, steps: int = STEPS) -> Path:
+    """A whole run on disk."""
+    begin(directory, controller, steps).close()
     return directory
 
 
@@ -175,6 +183,18 @@ def test_an_export_is_explained_with_the_objects_beside_it(
     assert code == 1
     assert any("it is not in an export" in event["reason"] for event in found["events"])
     assert told(export, "--all", "--objects", trained / "objects")[0] == 0
+
+
+def test_a_resumed_run_is_explained_from_its_first_decision_on(
+    trained: Path, tmp_path: Path, told: Any
+) -> None:
+    """Killed in its tournament, its objects lost."""
+    begin(tmp_path, default_controller(SETTINGS, 0), 45).log.close()
+    assert len(objects(tmp_path)) > 2
+    shutil.rmtree(tmp_path / "objects")
+    begin(tmp_path, default_controller(SETTINGS, 0), STEPS, resume=True).close()
+    assert told(tmp_path, "--all") == (0, told(trained, "--all")[1] | {"path": str(tmp_path)})
+    assert [path.name for path in objects(tmp_path)] == [path.name for path in objects(trained)]
 
 
 class Boasting(RuleController):
