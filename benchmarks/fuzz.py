@@ -24,6 +24,7 @@ from random import Random
 
 from benchmarks.fuzz_inputs import (
     BEGINNING,
+    CERTIFICATE,
     ENDING,
     EVENTS,
     FIRST,
@@ -39,10 +40,17 @@ from benchmarks.fuzz_inputs import (
     spoil,
 )
 from esper_events.anchor import Fingerprint
+from esper_events.certificate import (
+    Role,
+    check_certificate,
+    decode_certificate,
+    encode_certificate,
+)
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import CHECKPOINT, parse_checkpoint
 from esper_events.codec import MAX_EVENT_BYTES, decode_event, encode_event
 from esper_events.errors import (
+    CertificateError,
     ChainError,
     CheckpointError,
     CodecError,
@@ -113,6 +121,7 @@ def decoders(place: Path, files: Files) -> list[Decoder]:
         Decoder("public key", [KEY.public.raw, bytes(32), b"\xff" * 32], _public_key),
         Decoder("public key file", [files.public], reading.public_key),
         Decoder("private key file", [files.private], reading.private_key),
+        Decoder("certificate", [encode_certificate(CERTIFICATE)], _certificate),
         Decoder("fingerprint", _FINGERPRINTS, _fingerprint),
     ]
 
@@ -232,6 +241,16 @@ def _public_key(data: bytes) -> bool:
     except PublicKeyError:
         return False
     _want(not key.verify(bytes(64), b""), "a key under which nothing is a signature")
+    return True
+
+
+def _certificate(data: bytes) -> bool:
+    try:
+        certificate = decode_certificate(data)
+        check_certificate(certificate, KEY.public, Role.TRAINER, LOG)
+    except CertificateError:
+        return False
+    _want(certificate == CERTIFICATE, "a forged certificate")
     return True
 
 

@@ -13,6 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import inspect
 
+from esper_events.certificate import Role, certify
 from esper_events.checkpoint import Checkpoint, parse_checkpoint, write_checkpoint
 from esper_events.codec import encode_event
 from esper_events.events import Event, RunStarted
@@ -62,6 +63,8 @@ EVENTS = [
     for kind in typing.get_args(Event)
 ]
 """One event of every kind."""
+ROOT = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
+CERTIFICATE = certify(ROOT, KEY.public, Role.TRAINER)
 STARTED = encode_event(
     RunStarted(
         time=0.0,
@@ -72,6 +75,7 @@ STARTED = encode_event(
         seed=0,
         version="",
         platform={},
+        certificate=CERTIFICATE,
     )
 )
 BEGINNING = (STARTED, *EVENTS[3:6])

@@ -62,7 +62,7 @@ def _event(path: Path, number: int, out: Path | None) -> None:
     checkpoint = proof.signed.checkpoint
     click.echo(printable(f"{file}: event {number} of the {checkpoint.size} of {checkpoint.log}"))
     click.echo(describe(Record(number, decode_event(proof.event))))
-    trust = f"--fingerprint {proof.key.fingerprint}"
+    trust = f"--fingerprint {_trusted(proof)}"
     click.echo(printable(f"next: esper-verify {shlex.quote(str(file))} {trust}"))
 
 
@@ -83,6 +83,14 @@ def _grown(path: Path, checkpoint_file: Path, out: Path | None) -> None:
     click.echo(printable(f"{file}: {log} went on from {proof.old} events to {size}"))
     trust = f"--checkpoint {shlex.quote(str(checkpoint_file))}"
     click.echo(printable(f"next: esper-verify {shlex.quote(str(file))} {trust}"))
+
+
+def _trusted(proof: InclusionProof) -> str:
+    """The fingerprint that a verifier is most likely to know: the root's, where there is one."""
+    from esper_events.keys import PublicKey
+
+    key = proof.key if proof.certificate is None else PublicKey(proof.certificate.root)
+    return key.fingerprint
 
 
 def _name(proof: InclusionProof | ConsistencyProof) -> str:

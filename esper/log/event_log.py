@@ -17,6 +17,7 @@ from esper.log.settling import Acknowledgement, Settling, Written
 from esper.log.store import Store, StoreSource
 from esper.log.ticket import Ticket, settle
 from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
+from esper_events.certificate import Certificate
 from esper_events.codec import encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, Record, ReplicaChanged, RunEnded
@@ -60,6 +61,7 @@ class EventLog:
         ack: Acknowledgement = "journal",
         *,
         run_dir: Path | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         if ack == "jetstream" and replica is None:
             raise LogError('ack="jetstream" needs a server: give a replica, or ack="journal"')
@@ -72,6 +74,9 @@ class EventLog:
         self._writer = SegmentWriter(journal, key, log_id, run_dir)
         self._records: list[Record] = []
         replayed = self._writer.replayed
+        self.certificate = self._writer.certificate if replayed else certificate
+        """A root key's for the key that signs, where there is one; the run's first event holds
+        it. A log that is continued keeps to what it began with."""
         self._next_index = len(replayed)
         self._settled = threading.Condition(threading.Lock())
         self._latest = Ticket(0, self._next_index, self._settled)

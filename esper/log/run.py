@@ -162,10 +162,11 @@ def _open(
     if nats is not None:
         _weigh_durability(Endpoint.of_user(nats), ack, accept_unproved)
     key = workspace.key()
+    certificate = workspace.certificate(key.public)
     journal = JournalStore(run_dir / JOURNAL.parent)
     try:
         key.public.save(run_dir / TRAINER_KEY)
-        return EventLog(journal, key, log_id, source, ack, run_dir=run_dir)
+        return EventLog(journal, key, log_id, source, ack, run_dir=run_dir, certificate=certificate)
     except BaseException as error:
         journal.close()
         if isinstance(error, OSError):

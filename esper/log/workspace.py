@@ -1,4 +1,4 @@
-"""Where runs that belong together keep what they share: the trainer's key and the server."""
+"""Where runs that belong together keep what they share: their keys and the server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from esper.log.errors import LogError
 from esper.log.locks import FileLock
 from esper.log.passphrase import passphrase
 from esper.log.server import EmbeddedServer
-from esper_events.errors import KeyFileError
-from esper_events.keys import SigningKey
+from esper_events.certificate import (
+    MAX_CERTIFICATE_BYTES,
+    Certificate,
+    Role,
+    certify,
+    check_certificate,
+    decode_certificate,
+    encode_certificate,
+)
+from esper_events.errors import CertificateError, KeyFileError
+from esper_events.files import whole_file
+from esper_events.keys import PublicKey, SigningKey
 
 VARIABLE = "ESPER_WORKSPACE"
 DEFAULT = ".esper"
+TRAINER = "trainer"
+ROOT = "root"
 
 _LOCK_SECONDS = 10.0
 
@@ -40,32 +52,67 @@ class Workspace:
         """
         try:
             with contextlib.suppress(KeyExistsError):
-                self.create_key()
-            return SigningKey.load(self.key_file, passphrase)
+                self.create_key(TRAINER)
+            return SigningKey.load(self.key_file(TRAINER), passphrase)
         except KeyFileError as error:
             raise LogError(f"the workspace's signing key cannot be used: {error}") from error
 
-    @property
-    def key_file(self) -> Path:
-        """Where the key lies that signs this workspace's runs."""
-        return self.path / "keys" / "trainer.key"
+    def key_file(self, name: str) -> Path:
+        """Where the key `TRAINER` lies that signs this workspace's runs, or `ROOT`, which vouches
+        for it; the public half is beside it."""
+        return self.path / "keys" / f"{name}.key"
 
-    def create_key(self, secret: bytes = b"") -> None:
-        """Make the workspace's key, encrypted under the pass phrase ``secret`` if it is not empty.
+    def create_key(self, name: str, secret: bytes = b"") -> None:
+        """Make a key, encrypted under the pass phrase ``secret`` if that is not empty.
 
         Raises ``KeyExistsError`` where there is one already, ``KeyFileError`` or ``LogError`` when
         it cannot be written.
         """
-        directory = self._directory("keys")
+        directory, path = self._directory("keys"), self.key_file(name)
         try:
             with FileLock(directory / ".lock") as lock:
                 if not lock.acquire(timeout=_LOCK_SECONDS):
-                    raise KeyFileError(f"{self.key_file}: another process has been creating it")
-                if self.key_file.exists():
-                    raise KeyExistsError(f"{self.key_file} exists already")
-                SigningKey.generate().save(self.key_file, secret)
+                    raise KeyFileError(f"{path}: another process has been creating it")
+                if path.exists():
+                    raise KeyExistsError(f"{path} exists already; a key is never overwritten")
+                key = SigningKey.generate()
+                key.save(path, secret)
+                key.public.save(path.with_suffix(".pub"))
         except OSError as error:
-            raise KeyFileError(f"{self.key_file}: cannot be created: {error}") from error
+            raise KeyFileError(f"{path}: cannot be created: {error}") from error
+
+    def certify(self) -> None:
+        """Let the workspace's root key vouch for the key that signs its runs, from the next on.
+
+        Raises ``KeyFileError`` or ``LogError`` when a key cannot be used.
+        """
+        root = SigningKey.load(self.key_file(ROOT), passphrase)
+        certificate = certify(root, self.key().public, Role.TRAINER)
+        try:
+            with whole_file(self._certificate_file, replace=True) as file:
+                file.write(encode_certificate(certificate))
+        except OSError as error:
+            raise KeyFileError(f"{self._certificate_file}: cannot be written: {error}") from error
+
+    def certificate(self, key: PublicKey) -> Certificate | None:
+        """What the root key says of ``key``, which signs runs; None in a workspace without a root.
+
+        Raises ``LogError`` for a certificate that cannot be read, or does not vouch for ``key``.
+        """
+        path = self._certificate_file
+        try:
+            with path.open("rb") as file:
+                certificate = decode_certificate(file.read(MAX_CERTIFICATE_BYTES + 1))
+            check_certificate(certificate, key, Role.TRAINER, "")
+        except FileNotFoundError:
+            return None
+        except (CertificateError, OSError) as error:
+            raise LogError(f"{path}: {error}; `esper keys certify` writes a new one") from error
+        return certificate
+
+    @property
+    def _certificate_file(self) -> Path:
+        return self.path / "keys" / f"{TRAINER}.cert"
 
     def attach_server(self) -> EmbeddedServer:
         """A share in the workspace's nats-server; its ``endpoint()`` starts the server."""

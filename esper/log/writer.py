@@ -10,6 +10,7 @@ from pathlib import Path
 from esper.log.errors import JournalError, LogError
 from esper.log.store import Store
 from esper.log.ticket import Ticket
+from esper_events.certificate import Certificate
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import decode_event
@@ -72,6 +73,7 @@ class SegmentWriter:
         self._head = chain.head
         self._tree = chain.tree
         self._rules = chain.rules
+        self._authority = chain.authority
         self._checkpointed = chain.events
         self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
 
@@ -79,6 +81,11 @@ class SegmentWriter:
     def events(self) -> int:
         """Number of events in the journal."""
         return self._tree.size
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Of the key that signs, as the log's first event has it."""
+        return self._authority.certificate
 
     @property
     def head(self) -> bytes:
@@ -107,7 +114,9 @@ class SegmentWriter:
 
     def _record(self, position: int, data: bytes) -> Record:
         record = Record(self.events + position, decode_event(data))
-        reason = self._rules.admit(record.event)
+        reason = self._rules.admit(record.event) or self._authority.admit(
+            record.event, self._key.public, self._log
+        )
         if reason is not None:
             raise LogError(f"event {record.index} of log {self._log} was not written: {reason}")
         return record

@@ -39,7 +39,7 @@ INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted)
 """Kinds whose place in a log, and whose being there, hang on the time that disks and servers take;
 and the one that tells why, not what: another controller may decide the same."""
 
-_NAMES = ("run", "trainer_key", "time")
+_NAMES = ("run", "trainer_key", "certificate", "time")
 _WHY = ("time", "consulted")
 
 

@@ -18,6 +18,7 @@ from esper.log.ticket import Ticket as LogTicket
 from esper.tolaria.breaker import Ticket
 from esper.tolaria.decisions import UNANSWERED
 from esper.tolaria.logged import RerunError
+from esper_events.certificate import Certificate
 from esper_events.codec import encode_event
 from esper_events.events import (
     BlueprintRegistered,
@@ -101,6 +102,11 @@ class CatchUpLog:
     def public_key(self) -> PublicKey:
         """Of the key that signs."""
         return self._log.public_key
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """A root key's for that key, as the log's first event has it."""
+        return self._log.certificate
 
     @property
     def failure(self) -> BaseException | None:

@@ -80,6 +80,7 @@ def run_started(
         seed=seed,
         version=__version__,
         platform={**describe_platform(), **facts},
+        certificate=msgspec.UNSET if log.certificate is None else log.certificate,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from esper_events.anchor import Anchor
+from esper_events.authority import Authority
 from esper_events.codec import decode_event
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
 from esper_events.events import Event, Record, RunStarted
@@ -16,14 +19,16 @@ class ChainVerifier:
     """Accepts the segments of one log in order and refuses the first that does not fit.
 
     Args:
-        trusted: the trainer's key or its fingerprint where the caller knows it. Without either the
-            key is taken from the log's first event (trust on first use): a log that was rewritten
-            from its genesis under another key is then not detected.
+        trusted: the trainer's key, or a root key that vouches for it, or the fingerprint of either
+            where the caller knows it. Without it the key is taken from the log's first event
+            (trust on first use): a log that was rewritten from its genesis under another key is
+            then not detected.
 
     Attributes: ``events``, ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment,
-    `GENESIS` before the first), ``log`` ("" before the first), ``key``, ``ended`` (the run's last
-    event was seen), ``rules``, ``tree`` (over all events), and ``watched_roots``: the root that the
-    tree had at each size that `watch` named.
+    `GENESIS` before the first), ``log`` ("" before the first), ``key`` (the trainer's), ``ended``
+    (the run's last event was seen), ``rules``, ``authority`` (who vouches for the trainer's key),
+    ``tree`` (over all events), and ``watched_roots``: the root that the tree had at each size that
+    `watch` named.
     """
 
     def __init__(self, trusted: Anchor | None = None) -> None:
@@ -34,6 +39,7 @@ class ChainVerifier:
         self.log = ""
         self.epoch = 0
         self.rules = Rules()
+        self.authority = Authority()
         self.tree = MerkleTree()
         self.watched_roots: dict[int, bytes] = {}
         self._watched: set[int] = set()
@@ -80,7 +86,7 @@ class ChainVerifier:
             raise ChainError(str(error), self.segments, at + error.byte) from error
 
     def _key_of(self, segment: Segment, at: int) -> PublicKey:
-        if self.key is not None:
+        if self.key is not None and (self.segments or not self._is_certified(segment, self.key)):
             return self.key
         started = self._decode(segment, 0, at)
         if not isinstance(started, RunStarted):
@@ -90,10 +96,39 @@ class ChainVerifier:
             key = PublicKey(started.trainer_key)
         except PublicKeyError as error:
             raise ChainError(str(error), 0, byte, 0) from error
-        if self._trusted is not None and not self._trusted.vouches_for(key):
-            reason = f"the trainer's key is {key.fingerprint}, wanted {self._trusted.fingerprint}"
+        reason = self._distrust(started, key)
+        if reason is not None:
             raise ChainError(reason, 0, byte, 0)
         return key
+
+    def _is_certified(self, segment: Segment, trusted: PublicKey) -> bool:
+        """Whether the genesis leaves it to a certificate to say whether its signer is trusted."""
+        if segment.key_id == trusted.id:
+            return False
+        try:
+            started = decode_event(segment.events[0])
+        except CodecError:
+            return False
+        return isinstance(started, RunStarted) and started.certificate is not UNSET
+
+    def _distrust(self, started: RunStarted, key: PublicKey) -> str | None:
+        """Why ``key`` is not the one that is trusted, nor vouched for by it; its certificate is
+        checked when the event is admitted."""
+        if self._trusted is None or self._trusted.vouches_for(key):
+            return None
+        wanted = self._trusted.fingerprint
+        if started.certificate is UNSET:
+            return f"the trainer's key is {key.fingerprint}, wanted {wanted}"
+        try:
+            root = PublicKey(started.certificate.root)
+        except PublicKeyError as error:
+            return f"the certificate names no root: {error}"
+        if self._trusted.vouches_for(root):
+            return None
+        return (
+            f"the trainer's key is {key.fingerprint}, certified by the root {root.fingerprint}, "
+            f"wanted {wanted}"
+        )
 
     def _check_place(self, segment: Segment, key: PublicKey, at: int) -> None:
         reason = None
@@ -120,9 +155,7 @@ class ChainVerifier:
         for position, data in enumerate(segment.events):
             index = self.events
             event = self._decode(segment, position, at)
-            reason = self.rules.admit(event)
-            if reason is None and isinstance(event, RunStarted) and event.trainer_key != key.raw:
-                reason = f"the log names another key as its trainer's than {key.fingerprint}"
+            reason = self.rules.admit(event) or self.authority.admit(event, key, segment.log)
             if reason is not None:
                 raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
             self.tree.append(data)

@@ -27,6 +27,10 @@ class PublicKeyError(EsperEventsError):
     """A public key that no honest signer has: wrong length, small order, not canonical."""
 
 
+class CertificateError(EsperEventsError):
+    """Bytes that are no certificate, or one that does not vouch for the key in question."""
+
+
 class CheckpointError(EsperEventsError):
     """Bytes that are not a checkpoint in the form this package writes."""
 

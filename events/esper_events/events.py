@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from esper_events.certificate import Certificate
 from esper_events.stages import Gate, Stage
 
 Figures = dict[str, float]
@@ -57,7 +58,11 @@ class SlotDeclared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RunStarted(_Event, frozen=True, tag="run.started"):
-    """Genesis of a run: who writes it, what it trains, and on which platform."""
+    """Genesis of a run: who writes it, what it trains, and on which platform.
+
+    ``certificate`` is a root key's for ``trainer_key``; it is left out, on the wire too, where no
+    root key vouches for the trainer's.
+    """
 
     run: str
     trainer_key: bytes
@@ -66,6 +71,7 @@ class RunStarted(_Event, frozen=True, tag="run.started"):
     seed: int
     version: str
     platform: dict[str, str]
+    certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
 
 
 class LatticeDeclared(_Event, frozen=True, tag="lattice.declared"):

@@ -5,14 +5,16 @@ An inclusion proof shows one event of a log without the others, in C2SP's `tlog-
 checkpoint without changing what that counts::
 
     c2sp.org/tlog-proof@v1              esper/consistency-proof@v1
-    extra KEY || EVENT                  extra KEY
+    extra SIGNER || EVENT               extra SIGNER
     index INDEX                         old SIZE
     HASH ...                            HASH ...
 
     CHECKPOINT                          CHECKPOINT
 
-KEY is the key under which the checkpoint is signed as a signed note writes it (a byte for the
-algorithm, 1, and the 32 bytes of an Ed25519 key), EVENT the exact bytes of the event, which are the
+SIGNER is the key under which the checkpoint is signed: as a signed note writes it (a byte for the
+algorithm, 1, and the 32 bytes of an Ed25519 key), or, where a root key vouches for it, a byte 2,
+and behind its length (2 bytes, big-endian) the root's certificate for it, as
+`esper_events.certificate` encodes it. EVENT is the exact bytes of the event, which are the
 leaf. Binary fields are base64, each HASH (32 bytes) has a line of its own, and CHECKPOINT is as in
 `esper_events.checkpoint`. From its third line on a consistency proof is what a C2SP witness takes.
 """
@@ -20,13 +22,21 @@ leaf. Binary fields are base64, each HASH (32 bytes) has a line of its own, and 
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esper_events.certificate import Certificate, decode_certificate, encode_certificate
 from esper_events.checkpoint import SignedCheckpoint, parse_checkpoint
 from esper_events.codec import MAX_EVENT_BYTES
-from esper_events.errors import CheckpointError, ProofError, PublicKeyError, TextError
+from esper_events.errors import (
+    CertificateError,
+    CheckpointError,
+    ProofError,
+    PublicKeyError,
+    TextError,
+)
 from esper_events.keys import ALGORITHM, PublicKey
 from esper_events.lines import binary, number, shown, split
 
@@ -39,6 +49,8 @@ _INCLUSION = "c2sp.org/tlog-proof@v1"
 _CONSISTENCY = "esper/consistency-proof@v1"
 _BEGINNINGS = tuple(f"{name.partition('@')[0]}@".encode() for name in (_INCLUSION, _CONSISTENCY))
 _KEY_BYTES = 33
+_CERTIFIED = 0x02
+_LENGTH = struct.Struct(">H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,11 @@ class InclusionProof:
     index: int
     path: tuple[bytes, ...]
     signed: SignedCheckpoint
+    certificate: Certificate | None = None
 
     def text(self) -> bytes:
         """The proof as it is kept in a file."""
-        return _write(_INCLUSION, self.key, self.event, f"index {self.index}", self)
+        return _write(_INCLUSION, self.event, f"index {self.index}", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +77,11 @@ class ConsistencyProof:
     old: int
     path: tuple[bytes, ...]
     signed: SignedCheckpoint
+    certificate: Certificate | None = None
 
     def text(self) -> bytes:
         """The proof as it is kept in a file."""
-        return _write(_CONSISTENCY, self.key, b"", f"old {self.old}", self)
+        return _write(_CONSISTENCY, b"", f"old {self.old}", self)
 
 
 Proof = InclusionProof | ConsistencyProof
@@ -83,7 +97,7 @@ def parse_proof(data: bytes) -> Proof:
         raise ProofError(f"a proof over {MAX_PROOF_BYTES} bytes")
     try:
         return _read(split(data))
-    except (TextError, CheckpointError, PublicKeyError) as error:
+    except (TextError, CheckpointError, CertificateError, PublicKeyError) as error:
         raise ProofError(f"not a proof: {error}") from error
 
 
@@ -110,8 +124,12 @@ def begins_like_proof(path: Path) -> bool:
         return file.read(max(map(len, _BEGINNINGS))).startswith(_BEGINNINGS)
 
 
-def _write(form: str, key: PublicKey, event: bytes, place: str, proof: Proof) -> bytes:
-    extra = base64.b64encode(bytes([ALGORITHM]) + key.raw + event).decode()
+def _write(form: str, event: bytes, place: str, proof: Proof) -> bytes:
+    if proof.certificate is None:
+        signer = bytes([ALGORITHM]) + proof.key.raw
+    else:
+        signer = bytes([_CERTIFIED]) + _bounded(encode_certificate(proof.certificate))
+    extra = base64.b64encode(signer + event).decode()
     hashes = [base64.b64encode(node).decode() for node in proof.path]
     head = "\n".join([form, f"extra {extra}", place, *hashes])
     return f"{head}\n\n".encode() + proof.signed.note()
@@ -129,16 +147,34 @@ def _read(lines: list[str]) -> Proof:
     name = "index" if form == _INCLUSION else "old"
     place = number(_field(head, 1, name), name)
     path = _read_hashes(head[2:])
-    if (len(extra) > _KEY_BYTES) != (form == _INCLUSION) or len(extra) < _KEY_BYTES:
-        wanted = f"{_KEY_BYTES} of a key" + (" and an event" if form == _INCLUSION else "")
-        raise TextError(f"got extra of {len(extra)} bytes, wanted {wanted}")
-    if extra[0] != ALGORITHM:
-        raise TextError(f"got a key of algorithm {extra[0]}, wanted {ALGORITHM} (Ed25519)")
-    key, event = PublicKey(extra[1:_KEY_BYTES]), extra[_KEY_BYTES:]
+    key, certificate, event = _split_extra(extra)
+    if bool(event) != (form == _INCLUSION):
+        wanted = "a signer and an event" if form == _INCLUSION else "a signer alone"
+        raise TextError(f"got extra with {len(event)} bytes behind the signer, wanted {wanted}")
     signed = parse_checkpoint(note)
     if form == _INCLUSION:
-        return InclusionProof(key, event, place, path, signed)
-    return ConsistencyProof(key, place, path, signed)
+        return InclusionProof(key, event, place, path, signed, certificate)
+    return ConsistencyProof(key, place, path, signed, certificate)
+
+
+def _split_extra(extra: bytes) -> tuple[PublicKey, Certificate | None, bytes]:
+    form = extra[0] if extra else 0
+    if form == ALGORITHM and len(extra) >= _KEY_BYTES:
+        return PublicKey(extra[1:_KEY_BYTES]), None, extra[_KEY_BYTES:]
+    if form == _CERTIFIED and len(extra) >= _LENGTH.size + 1:
+        start = _LENGTH.size + 1
+        end = start + _LENGTH.unpack_from(extra, 1)[0]
+        if end <= len(extra):
+            certificate = decode_certificate(extra[start:end])
+            return PublicKey(certificate.key), certificate, extra[end:]
+    raise TextError(
+        f"got extra of {len(extra)} bytes that begins with {form}, wanted {ALGORITHM} and the "
+        f"{_KEY_BYTES - 1} bytes of a key, or {_CERTIFIED} and a certificate behind its length"
+    )
+
+
+def _bounded(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
 
 
 def _field(head: Sequence[str], at: int, name: str) -> str:

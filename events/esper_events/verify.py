@@ -16,7 +16,8 @@ class Report:
     """What `verify_path` found; where ``ok`` is False the counts are those of the good beginning.
 
     ``head`` is the SHA-256 of the last good segment in hex, ``key`` the fingerprint of the key
-    that the log was checked against ("" where there was none to be had), ``checkpoint`` the
+    that the log was checked against ("" where there was none to be had), ``root`` that of the root
+    key whose certificate for it the log holds ("" where it holds none), ``checkpoint`` the
     number of events that the run's own signed checkpoint commits to, if there is one, and ``kept``
     that of the checkpoint which the caller kept and which the log bears out. The first of
     ``messages`` is the verdict; the others say what could not be excluded.
@@ -28,6 +29,7 @@ class Report:
     head: str
     ended: bool
     key: str
+    root: str
     log: str
     checkpoint: int | None
     kept: int | None
@@ -51,8 +53,9 @@ def verify_path(
 
     Args:
         path: what to check.
-        trusted: the trainer's public key where the caller knows it; else the key that the log
-            itself names is used, and the report says so.
+        trusted: the trainer's public key or a root's that certified it, or the fingerprint of
+            either, where the caller knows it; else the key that the log itself names is used, and
+            the report says so.
         kept: a checkpoint of this log from a source that the caller trusts, such as a copy of
             ``DIR/checkpoint`` that was kept elsewhere: what came before it can then not have been
             cut, rolled back or rewritten, not even by the owner of the key.
@@ -81,6 +84,7 @@ def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> R
         head=verifier.head.hex(),
         ended=verifier.ended,
         key="" if verifier.key is None else verifier.key.fingerprint,
+        root="" if verifier.authority.root is None else verifier.authority.root.fingerprint,
         log=verifier.log,
         checkpoint=None if signed is None else signed.checkpoint.size,
         kept=kept or None,
@@ -95,6 +99,8 @@ def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
         f"whole: {verifier.events} events in {verifier.segments} segments of log {verifier.log}, "
         f"signed by {fingerprint}"
     ]
+    if verifier.authority.root is not None:
+        found[0] += f", certified by the root {verifier.authority.root.fingerprint}"
     if kept:
         found[0] += f", the first {kept} as the kept checkpoint has them"
     if not verifier.ended:

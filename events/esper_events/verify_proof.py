@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from esper_events.anchor import Anchor
+from esper_events.certificate import Role, check_certificate
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.codec import decode_event
-from esper_events.errors import CodecError, ProofError, TrustError, cause
+from esper_events.errors import CertificateError, CodecError, ProofError, TrustError, cause
 from esper_events.events import Event, Record
+from esper_events.keys import PublicKey
 from esper_events.merkle import consistent_roots, included_root, leaf_hash
 from esper_events.proof import ConsistencyProof, InclusionProof, Proof, load_proof
 from esper_events.words import describe
@@ -23,7 +25,8 @@ class ProofReport:
     """What `verify_proof` found; where ``ok`` is False nothing but ``messages`` says anything.
 
     ``log`` is the log's id, ``events`` the number that the proof's checkpoint counts, ``key`` the
-    fingerprint of its signer, ``kept`` the size of the checkpoint that the caller kept and that
+    fingerprint of its signer, ``root`` that of the root key whose certificate for the signer it
+    carries ("" without one), ``kept`` the size of the checkpoint that the caller kept and that
     bears the proof out. An inclusion proof shows ``event``, its fields as in the JSON Schemas, at
     ``index`` of the log, in ``words``. The first of ``messages`` is the verdict; the others say
     what is not excluded.
@@ -34,6 +37,7 @@ class ProofReport:
     log: str = ""
     events: int = 0
     key: str = ""
+    root: str = ""
     kept: int | None = None
     index: int | None = None
     event: dict[str, Any] | None = None
@@ -77,7 +81,7 @@ def verify_proof(
         if isinstance(proof, ConsistencyProof):
             return _consistency(proof, trusted, kept)
         return _inclusion(proof, trusted, kept)
-    except ProofError as error:
+    except (ProofError, CertificateError) as error:
         return ProofReport(False, (str(error),))
 
 
@@ -89,12 +93,12 @@ def _inclusion(
             "anybody can make a proof under a key of their own: name the fingerprint or the key "
             "that you trust, or a checkpoint that you kept (--fingerprint, --key, --checkpoint)"
         )
-    _check_signer(proof, trusted, kept)
+    root = _check_signer(proof, trusted, kept)
     event = _included(proof, kept)
     checkpoint, index = proof.signed.checkpoint, proof.index
     verdict = (
         f"proven: this is event {index} of log {checkpoint.log}, one of its first "
-        f"{checkpoint.size}, signed by {proof.key.fingerprint}"
+        f"{checkpoint.size}, signed by {_named(proof.key, root)}"
     )
     notes = [
         "nothing is shown of the log's other events, nor that it keeps the rules (verify the run "
@@ -111,6 +115,7 @@ def _inclusion(
         log=checkpoint.log,
         events=checkpoint.size,
         key=proof.key.fingerprint,
+        root="" if root is None else root.fingerprint,
         kept=None if kept is None else kept.checkpoint.size,
         index=index,
         event=msgspec.json.decode(msgspec.json.encode(event)),
@@ -125,12 +130,12 @@ def _consistency(
         raise TrustError(
             "a consistency proof goes on from a checkpoint that you kept: name it (--checkpoint)"
         )
-    _check_signer(proof, trusted, kept)
+    root = _check_signer(proof, trusted, kept)
     _check_consistent(proof, kept)
     checkpoint = proof.signed.checkpoint
     verdict = (
         f"proven: log {checkpoint.log} went on from the kept checkpoint's {proof.old} events to "
-        f"{checkpoint.size} and changed none of them, signed by {proof.key.fingerprint}"
+        f"{checkpoint.size} and changed none of them, signed by {_named(proof.key, root)}"
     )
     notes = (
         "nothing is shown of what the events say, nor that the log keeps the rules (verify the "
@@ -144,16 +149,29 @@ def _consistency(
         log=checkpoint.log,
         events=checkpoint.size,
         key=proof.key.fingerprint,
+        root="" if root is None else root.fingerprint,
         kept=proof.old,
     )
 
 
-def _check_signer(proof: Proof, trusted: Anchor | None, kept: SignedCheckpoint | None) -> None:
+def _named(key: PublicKey, root: PublicKey | None) -> str:
+    certified = "" if root is None else f", certified by the root {root.fingerprint}"
+    return f"{key.fingerprint}{certified}"
+
+
+def _check_signer(
+    proof: Proof, trusted: Anchor | None, kept: SignedCheckpoint | None
+) -> PublicKey | None:
+    """The root key that vouches for the proof's signer, None where none does."""
     key, signed = proof.key, proof.signed
     log, hint = signed.checkpoint.log, signed.checkpoint.key_hint(key)
+    root = None
+    if proof.certificate is not None:
+        root = check_certificate(proof.certificate, key, Role.TRAINER, log)
+    vouched = (key,) if root is None else (key, root)
     reason = None
-    if trusted is not None and not trusted.vouches_for(key):
-        reason = f"made under the key {key.fingerprint}, wanted {trusted.fingerprint}"
+    if trusted is not None and not any(trusted.vouches_for(one) for one in vouched):
+        reason = f"made under the key {_named(key, root)}, wanted {trusted.fingerprint}"
     elif signed.key_hint != hint:
         reason = (
             f"its checkpoint names the key {signed.key_hint.hex()}, wanted {hint.hex()} for "
@@ -167,6 +185,7 @@ def _check_signer(proof: Proof, trusted: Anchor | None, kept: SignedCheckpoint |
         reason = f"signed by {key.fingerprint}, the kept checkpoint is not"
     if reason is not None:
         raise ProofError(reason)
+    return root
 
 
 def _included(proof: InclusionProof, kept: SignedCheckpoint | None) -> Event:

@@ -7,15 +7,20 @@ import stat
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from esper.cli import failures
 from esper.cli.main import esper as group
 from esper.log import passphrase
 from esper.log.errors import LogError
+from esper.log.event_log import EventLog
+from esper.log.journal import JournalStore
 from esper.log.workspace import Workspace
 from esper_events import keys
 from esper_events.keys import PublicKey
+from esper_events.verify import Report, verify_path
+from support.event_runs import started
 
 Captured = pytest.CaptureFixture[str]
 
@@ -52,7 +57,10 @@ def test_a_key_is_made_once_and_shown_in_both_forms(place: Path, capsys: Capture
     file = place / "area" / "keys" / "trainer.key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     key = Workspace().key().public
-    assert made == f"{file}:\n  {key.fingerprint}\n  {key.openssh_fingerprint}\n"
+    assert PublicKey.load(file.with_suffix(".pub")) == key
+    assert (
+        made == f"{file.with_suffix('.pub')}:\n  {key.fingerprint}\n  {key.openssh_fingerprint}\n"
+    )
     assert run("keys", "show") == 0
     assert capsys.readouterr().out == made
     told = subprocess.run(
@@ -81,7 +89,7 @@ def test_what_is_no_key_is_one_line_and_exit_code_2(place: Path, capsys: Capture
         assert reason in told.err
         assert told.err.count("\n") == 1
         assert not told.out
-    missing = Workspace(place / "empty").key_file
+    missing = Workspace(place / "empty").key_file("trainer")
     assert run("keys", "show", "--workspace", "empty") == 2
     assert f"there is no {missing} yet" in capsys.readouterr().err
 
@@ -92,7 +100,7 @@ def test_a_key_with_a_pass_phrase_signs_for_who_has_it(
 ) -> None:
     assert run("keys", "create", "--encrypt") == 2
     assert "set ESPER_PASSPHRASE_FILE or ESPER_PASSPHRASE" in capsys.readouterr().err
-    assert not Workspace().key_file.exists()
+    assert not Workspace().key_file("trainer").exists()
     secret = place / "secret"
     secret.write_text("open sesame\n")
     monkeypatch.setenv(passphrase.FILE_VARIABLE, str(secret))
@@ -122,7 +130,7 @@ def test_a_typed_pass_phrase_is_typed_twice(
     typed = iter(["one", "two", "one", "one", "one"])
     monkeypatch.setattr(passphrase.os, "open", lambda *_: os.dup(0))
     monkeypatch.setattr(passphrase.getpass, "getpass", lambda _: next(typed))
-    path = Workspace().key_file
+    path = Workspace().key_file("trainer")
     with pytest.raises(keys.KeyFileError, match="the two pass phrases differ"):
         passphrase.new_passphrase(path)
     assert passphrase.new_passphrase(path) == b"one"
@@ -133,3 +141,78 @@ def test_a_public_key_file_is_shown(place: Path, capsys: Captured) -> None:
     Workspace().key().public.save(place / "trainer.pub")
     assert run("keys", "show", "trainer.pub") == 0
     assert PublicKey.load(place / "trainer.pub").fingerprint in capsys.readouterr().out
+
+
+def test_a_root_vouches_for_the_runs_that_follow(
+    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key under its own pass phrase; the run asks for the trainer's alone."""
+    asked = []
+    secrets = {"root.key": b"for the root", "trainer.key": b""}
+
+    def answer(path: Path) -> bytes:
+        asked.append(path.name)
+        return secrets[path.name]
+
+    monkeypatch.setattr(passphrase, "new_passphrase", answer)
+    monkeypatch.setattr("esper.log.workspace.passphrase", answer)
+    assert begin(place / "before").root == ""
+    assert run("keys", "create", "--role", "root", "--encrypt") == 0
+    told = capsys.readouterr().out
+    root = PublicKey.load(place / "area" / "keys" / "root.pub")
+    assert root.fingerprint in told
+    assert "the root vouches for the trainer's key in every run from now on" in told
+    assert asked == ["root.key", "root.key"]
+    assert begin(place / "after").root == root.fingerprint
+    assert asked == ["root.key", "root.key"]
+    assert run("verify", "after", "--fingerprint", root.fingerprint) == 0
+    assert run("verify", "before", "--fingerprint", root.fingerprint) == 1
+    assert run("verify", "after", "--key", str(place / "area" / "keys" / "root.pub")) == 0
+    capsys.readouterr()
+    assert run("prove", "after", "0") == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following.endswith(f"--fingerprint {root.fingerprint}")
+    assert run("verify", *following.split()[2:]) == 0
+    assert run("keys", "show") == 0
+    shown = capsys.readouterr().out
+    assert root.fingerprint in shown
+    assert Workspace().key().public.fingerprint in shown
+
+
+def test_a_key_that_took_another_s_place_is_not_vouched_for(place: Path, capsys: Captured) -> None:
+    assert run("keys", "create", "--role", "root") == 0
+    file = Workspace().key_file("trainer")
+    file.unlink()
+    with pytest.raises(LogError, match=r"of another key than .*; `esper keys certify` writes"):
+        begin(place / "run")
+    file.unlink()
+    file.with_suffix(".pub").unlink()
+    assert run("keys", "create") == 0
+    assert "the root vouches" in capsys.readouterr().out
+    assert begin(place / "again").root
+    file.with_suffix(".cert").unlink()
+    assert begin(place / "without").root == ""
+    assert run("keys", "certify") == 0
+    assert begin(place / "with").root
+    Workspace().key_file("root").unlink()
+    assert run("keys", "certify") == 2
+    assert "root.key: cannot be read" in capsys.readouterr().err
+
+
+def begin(directory: Path) -> Report:
+    """A run that ends as it begins, and what the auditor says of it."""
+    log = EventLog(
+        JournalStore(directory / "journal"),
+        key := Workspace().key(),
+        directory.name,
+        run_dir=directory,
+        certificate=Workspace().certificate(key.public),
+    )
+    genesis = started(key)
+    if log.certificate is not None:
+        genesis = msgspec.structs.replace(genesis, certificate=log.certificate)
+    log.append(genesis)
+    log.close()
+    report = verify_path(directory)
+    assert report.ok, report.message
+    return report

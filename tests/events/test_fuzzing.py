@@ -31,6 +31,7 @@ NAMES = (
     "public key",
     "public key file",
     "private key file",
+    "certificate",
     "fingerprint",
 )
 

@@ -234,12 +234,15 @@ def test_extra_data_that_is_no_key_and_event_is_refused(
     run: Run, proof: InclusionProof, growth: ConsistencyProof, tmp_path: Path
 ) -> None:
     key = b"\x01" + run.key.public.raw
+    wanted = "wanted 1 and the 32 bytes of a key, or 2 and a certificate behind its length"
     for data, reason in (
-        (with_extra(proof, b""), "got extra of 0 bytes, wanted 33 of a key and an event"),
-        (with_extra(proof, key), "got extra of 33 bytes, wanted 33 of a key and an event"),
-        (with_extra(growth, key + b"x"), "got extra of 34 bytes, wanted 33 of a key"),
-        (with_extra(growth, key[:-1]), "got extra of 32 bytes, wanted 33 of a key"),
-        (with_extra(proof, b"\x02" + key[1:] + b"x"), "got a key of algorithm 2, wanted 1"),
+        (with_extra(proof, b""), f"got extra of 0 bytes that begins with 0, {wanted}"),
+        (with_extra(proof, key), "0 bytes behind the signer, wanted a signer and an event"),
+        (with_extra(growth, key + b"x"), "1 bytes behind the signer, wanted a signer alone"),
+        (with_extra(growth, key[:-1]), f"got extra of 32 bytes that begins with 1, {wanted}"),
+        (with_extra(proof, b"\x03" + key[1:]), f"of 33 bytes that begins with 3, {wanted}"),
+        (with_extra(proof, b"\x02\xff\xff" + key), f"of 36 bytes that begins with 2, {wanted}"),
+        (with_extra(proof, b"\x02\0\2" + key), "not a certificate: "),
         (with_extra(proof, b"\x01" + bytes(32) + b"x"), "the public key has small order"),
         (with_extra(proof, key + b"x"), "the path leads from this event at place 4"),
     ):
