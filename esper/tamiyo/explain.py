@@ -120,8 +120,8 @@ class Reasons:
             case TransitionDecided(consulted=step) as event if step is not UNSET:
                 return self._follows(record, step, lambda p: self._leads(p, event))
             case TransitionDecided(target=target):
-                by_itself = self._consultations and target not in _UP
-                return Explanation(record, _NOT_ASKED if by_itself else _UNRECORDED)
+                silent = target in _UP or (target is Stage.CULLED and not self._consultations)
+                return Explanation(record, _UNRECORDED if silent else _NOT_ASKED)
             case _:
                 return None
 
