@@ -16,7 +16,7 @@ from msgspec import inspect
 from esper_events.certificate import Role, certify
 from esper_events.checkpoint import Checkpoint, parse_checkpoint, write_checkpoint
 from esper_events.codec import encode_event
-from esper_events.events import Event, RunStarted
+from esper_events.events import Event, PlateauDetected, RunStarted
 from esper_events.export import export_run
 from esper_events.framing import JOURNAL, frame
 from esper_events.keys import SigningKey
@@ -78,9 +78,10 @@ STARTED = encode_event(
         certificate=CERTIFICATE,
     )
 )
-BEGINNING = (STARTED, *EVENTS[3:6])
+_MEASURED = typing.get_args(Event).index(PlateauDetected)
+BEGINNING = (STARTED, *EVENTS[_MEASURED : _MEASURED + 3])
 """Events that a log may begin with: the genesis, and measurements."""
-ENDING = EVENTS[3:5]
+ENDING = EVENTS[_MEASURED : _MEASURED + 2]
 FIRST = seal(BEGINNING, log=LOG, first_index=0, previous=GENESIS, key=KEY)
 SECOND = seal(ENDING, log=LOG, first_index=len(BEGINNING), previous=segment_hash(FIRST), key=KEY)
 JOURNAL_BYTES = frame(FIRST) + frame(SECOND)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import UserError
+from esper.cli.failures import NotWholeError, UserError
 from esper_events.terminal import printable
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ def create(role: str, encrypt: bool, workspace: Path | None) -> None:
         if path.exists():
             raise UserError(f"{path} exists already; a key is never overwritten")
         area.create_key(role, new_passphrase(path) if encrypt else b"")
+        rooted = area.key_file(ROOT).exists()
+        if rooted:
+            area.certify()
         public = path.with_suffix(".pub")
         _show(public, PublicKey.load(public))
-        if area.key_file(ROOT).exists():
-            area.certify()
+        if rooted:
             click.echo("  the root vouches for the trainer's key in every run from now on")
 
 
@@ -92,28 +94,63 @@ def show(file: Path | None, workspace: Path | None) -> None:
             _show(path, _public(path))
 
 
-@keys.command(epilog="Example:  esper keys certify")
+@keys.command(epilog="Example:  esper keys certify runs/digits worker.pub --role worker")
+@click.argument(
+    "run_dir",
+    metavar="[RUN",
+    required=False,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.argument(
+    "key_file",
+    metavar="KEY]",
+    required=False,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--role",
+    type=click.Choice(["controller", "worker"]),
+    help="What KEY, a public key, is for: it may then sign what that role writes.",
+)
 @_workspace
-def certify(workspace: Path | None) -> None:
-    """Let the workspace's root key vouch for its trainer's key, from the next run on.
+def certify(
+    run_dir: Path | None, key_file: Path | None, role: str | None, workspace: Path | None
+) -> None:
+    """Let the workspace's root key vouch for another.
 
-    `esper keys create` does it too; this is for keys that were put in their place by hand.
+    Without arguments: for the key that signs its runs, from the next run on; `esper keys create`
+    does it too. With them: for KEY, in the log of RUN, which began with this root and which
+    nobody is writing at the time.
     """
+    from esper.log.run import certify_in_run
     from esper.log.workspace import Workspace
+    from esper_events.certificate import Role
+    from esper_events.keys import PublicKey
 
-    with _refusing():
-        Workspace(workspace).certify()
-        click.echo("the root vouches for the trainer's key in every run from now on")
+    if (run_dir is None) != (key_file is None) or (run_dir is None) != (role is None):
+        raise click.UsageError("wanted a run, a public key and --role, or none of them")
+    with _refusing(run_dir):
+        if run_dir is None or key_file is None:
+            Workspace(workspace).certify()
+            click.echo("the root vouches for the trainer's key in every run from now on")
+        else:
+            key = PublicKey.load(key_file)
+            certify_in_run(run_dir, Workspace(workspace).root_key(), key, Role(role))
+            click.echo(printable(f"{run_dir}: {key.fingerprint} is a {role}'s key from here on"))
 
 
 @contextlib.contextmanager
 def _refusing(path: Path | None = None) -> Iterator[None]:
-    """A block in which a key that cannot be used is bad input."""
-    from esper.log.errors import LogError
+    """A block in which a key that cannot be used is bad input; ``path`` is what it is about."""
+    from esper.log.errors import JournalError, LogError
     from esper_events.errors import EsperEventsError
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # of the output
+    except JournalError as error:
+        raise NotWholeError(path or Path(), error) from error
     except (EsperEventsError, LogError) as error:
         raise UserError(str(error)) from error
     except OSError as error:

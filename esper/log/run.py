@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from esper.log.durability import is_proved
@@ -15,11 +16,14 @@ from esper.log.settling import Acknowledgement
 from esper.log.sources import source_for
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace
-from esper_events.codec import decode_event
+from esper.log.writer import SegmentWriter
+from esper_events.certificate import Role, certify
+from esper_events.codec import decode_event, encode_event
 from esper_events.errors import ChainError, CodecError, SegmentError, cause
-from esper_events.events import RunEnded, RunStarted
+from esper_events.events import KeyCertified, RunEnded, RunStarted
 from esper_events.framing import JOURNAL, read_frames
-from esper_events.reader import open_journal, read_checkpoint
+from esper_events.keys import PublicKey, SigningKey
+from esper_events.reader import LogReader, open_journal, read_checkpoint
 from esper_events.segment import Segment, open_segment
 
 __all__ = ["TRAINER_KEY", "logged_start", "open_run_log", "repair_replica", "resume_run_log"]
@@ -117,6 +121,27 @@ def _check_resumable(run_dir: Path, log: EventLog) -> None:
             f"the checkpoint commits to {signed.checkpoint.size} events and the journal "
             f"holds {len(records)}: acknowledged events are missing, so the run cannot go on"
         )
+
+
+def certify_in_run(run_dir: Path, root: SigningKey, key: PublicKey, role: Role) -> None:
+    """Append to the run in ``run_dir``, which nobody may be writing, that ``root``, with which its
+    log began, certifies ``key`` for it.
+
+    Raises ``JournalError`` where there is no whole log of that root, and ``LogError`` where it
+    cannot be continued, by this key or at all.
+    """
+    log = _first_segment(run_dir).log
+    certificate = certify(root, key, role, log)
+    event = KeyCertified(time=time.time(), certificate=certificate)
+    journal = JournalStore(run_dir / JOURNAL.parent)
+    try:
+        for _ in LogReader(run_dir, root.public).records():
+            pass  # The checkpoint too: what it commits to has to be there.
+        SegmentWriter(journal, root, log).write([encode_event(event)])
+    except ChainError as error:
+        raise JournalError(str(error)) from error
+    finally:
+        journal.close()
 
 
 def logged_start(run_dir: Path) -> RunStarted:

@@ -81,12 +81,16 @@ class Workspace:
         except OSError as error:
             raise KeyFileError(f"{path}: cannot be created: {error}") from error
 
+    def root_key(self) -> SigningKey:
+        """The key that vouches for others; raises ``KeyFileError`` when it cannot be used."""
+        return SigningKey.load(self.key_file(ROOT), passphrase)
+
     def certify(self) -> None:
         """Let the workspace's root key vouch for the key that signs its runs, from the next on.
 
         Raises ``KeyFileError`` or ``LogError`` when a key cannot be used.
         """
-        root = SigningKey.load(self.key_file(ROOT), passphrase)
+        root = self.root_key()
         certificate = certify(root, self.key().public, Role.TRAINER)
         try:
             with whole_file(self._certificate_file, replace=True) as file:

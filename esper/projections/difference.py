@@ -26,6 +26,7 @@ from esper_events.events import (
     ControllerConsulted,
     Event,
     Figures,
+    KeyCertified,
     Record,
     ReplicaChanged,
     RunEnded,
@@ -35,7 +36,7 @@ from esper_events.events import (
     TransitionLapsed,
 )
 
-INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted)
+INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted, KeyCertified)
 """Kinds whose place in a log, and whose being there, hang on the time that disks and servers take;
 and the one that tells why, not what: another controller may decide the same."""
 

@@ -4,7 +4,7 @@ The engine runs as it always does; only its log is another. As long as the log o
 records left, an event is not appended but compared with the next of them, and a decision is
 acknowledged at the very step at which it was applied then. Behind the last record events are
 appended as usual. Records that stand where threads happened to put them are not followed: those
-of the log's copy, and those of checkpoints.
+of the log's copy, of checkpoints, and of keys that the root certified between two runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from esper_events.events import (
     BreakerChanged,
     CheckpointWritten,
     Event,
+    KeyCertified,
     LatticeDeclared,
     Record,
     ReplicaChanged,
@@ -35,9 +36,9 @@ from esper_events.events import (
 )
 from esper_events.keys import PublicKey
 
-_UNFOLLOWED = (ReplicaChanged, CheckpointWritten)
-_FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged)
-"""Kinds without a step; a run begins with them, but for the last, which is not followed."""
+_UNFOLLOWED = (ReplicaChanged, CheckpointWritten, KeyCertified)
+_FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged, KeyCertified)
+"""Kinds without a step; a run begins with them, but for the last two, which are not followed."""
 
 
 class CatchUpError(RerunError):

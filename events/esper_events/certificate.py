@@ -19,9 +19,12 @@ MAX_CERTIFICATE_BYTES = 1024
 
 
 class Role(enum.Enum):
-    """What the key of a certificate is for; a root key needs none."""
+    """What a key is for; that of a root key no certificate says."""
 
+    ROOT = "root"
     TRAINER = "trainer"
+    CONTROLLER = "controller"
+    WORKER = "worker"
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

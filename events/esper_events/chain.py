@@ -25,14 +25,15 @@ class ChainVerifier:
             then not detected.
 
     Attributes: ``events``, ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment,
-    `GENESIS` before the first), ``log`` ("" before the first), ``key`` (the trainer's), ``ended``
-    (the run's last event was seen), ``rules``, ``authority`` (who vouches for the trainer's key),
-    ``tree`` (over all events), and ``watched_roots``: the root that the tree had at each size that
-    `watch` named.
+    `GENESIS` before the first), ``log`` ("" before the first), ``key`` (the trainer's), ``signer``
+    (the key of the last segment), ``ended`` (the run's last event was seen), ``rules``,
+    ``authority`` (who may write what), ``tree`` (over all events), and ``watched_roots``: the root
+    that the tree had at each size that `watch` named.
     """
 
     def __init__(self, trusted: Anchor | None = None) -> None:
         self.key = trusted if isinstance(trusted, PublicKey) else None
+        self.signer = self.key
         self._trusted = trusted
         self.segments = 0
         self.head = GENESIS
@@ -73,7 +74,10 @@ class ChainVerifier:
         key = self._key_of(segment, at)
         self._check_place(segment, key, at)
         records = self._read(segment, key, at)
-        self.key, self.log, self.epoch = key, segment.log, segment.epoch
+        if not self.segments:
+            self.key = key
+        self.signer = key
+        self.log, self.epoch = segment.log, segment.epoch
         self.head = segment_hash(data)
         self.segments += 1
         self._refused = False
@@ -87,7 +91,7 @@ class ChainVerifier:
 
     def _key_of(self, segment: Segment, at: int) -> PublicKey:
         if self.key is not None and (self.segments or not self._is_certified(segment, self.key)):
-            return self.key
+            return self.authority.key(segment.key_id) or self.key
         started = self._decode(segment, 0, at)
         if not isinstance(started, RunStarted):
             raise ChainError("the log does not begin with run.started", 0, at, 0)

@@ -74,6 +74,13 @@ class RunStarted(_Event, frozen=True, tag="run.started"):
     certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
 
 
+class KeyCertified(_Event, frozen=True, tag="key.certified"):
+    """From here on the key of ``certificate`` may sign segments of this log, of the kinds that its
+    role may write. The root is the one that the log began with."""
+
+    certificate: Certificate
+
+
 class LatticeDeclared(_Event, frozen=True, tag="lattice.declared"):
     """The slots that were found in the host, and why each other module was left out."""
 
@@ -250,6 +257,7 @@ class RunEnded(_Event, frozen=True, tag="run.ended"):
 
 Event = (
     RunStarted
+    | KeyCertified
     | LatticeDeclared
     | BlueprintRegistered
     | PlateauDetected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
@@ -10,6 +12,7 @@ from esper_events.events import (
     Event,
     Figures,
     GateMeasured,
+    KeyCertified,
     LatticeDeclared,
     PassesSeparated,
     PlateauDetected,
@@ -46,6 +49,9 @@ def _say(event: Event) -> str:
     match event:
         case RunStarted():
             return f"run {event.run} starts (Esper {event.version}, seed {event.seed})"
+        case KeyCertified():
+            key = hashlib.sha256(event.certificate.key).hexdigest()
+            return f"key ed25519:{key} certified as {event.certificate.role.value}"
         case LatticeDeclared():
             left = f", {len(event.left_out)} modules left out" if event.left_out else ""
             names = ", ".join(slot.id for slot in event.slots) or "none"

@@ -18,7 +18,7 @@ from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.log.workspace import Workspace
 from esper_events import keys
-from esper_events.keys import PublicKey
+from esper_events.keys import PublicKey, SigningKey
 from esper_events.verify import Report, verify_path
 from support.event_runs import started
 
@@ -197,6 +197,36 @@ def test_a_key_that_took_another_s_place_is_not_vouched_for(place: Path, capsys:
     Workspace().key_file("root").unlink()
     assert run("keys", "certify") == 2
     assert "root.key: cannot be read" in capsys.readouterr().err
+
+
+def test_the_root_certifies_a_worker_in_a_run_that_nobody_writes(
+    place: Path, capsys: Captured
+) -> None:
+    worker = SigningKey.generate().public
+    worker.save(place / "worker.pub")
+    begin(place / "before")
+    assert run("keys", "create", "--role", "root") == 0
+    begin(place / "after")
+    capsys.readouterr()
+    assert run("keys", "certify", "after", "worker.pub", "--role", "worker") == 0
+    told = f"{worker.fingerprint} is a worker's key from here on"
+    assert capsys.readouterr().out == f"after: {told}\n"
+    report = verify_path(place / "after")
+    assert (report.ok, report.events, report.checkpoint) == (True, 2, 1)
+    assert run("show", "--all", "after") == 0
+    assert f"key {worker.fingerprint} certified as worker" in capsys.readouterr().out
+    again = ("keys", "certify", "after", "worker.pub", "--role", "controller")
+    assert run(*again) == 2
+    assert f"{worker.fingerprint} has a role in this log already" in capsys.readouterr().err
+    assert run("keys", "certify", "before", "worker.pub", "--role", "worker") == 1
+    assert "before: FAILED: " in capsys.readouterr().err
+    assert run("keys", "certify", "after", "--role", "worker") == 2
+    journal = JournalStore(place / "after" / "journal")
+    assert run(*again) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    journal.close()
+    (place / "after" / "journal" / "segments").write_bytes(b"")
+    assert run(*again) == 1
 
 
 def begin(directory: Path) -> Report:

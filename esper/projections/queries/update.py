@@ -209,5 +209,5 @@ class Intake:
         }
 
     def _key(self) -> str:
-        key = self._reader.verifier.key
+        key = self._reader.verifier.signer
         return "" if key is None else key.fingerprint
