@@ -88,7 +88,7 @@ def capturing(
     for end, here in ends.items():
         inputs = {slot.start: SpanInput() for slot in here if slot.source == "span"}
         for start, recorder in inputs.items():
-            handles.append(_keep_input(model.get_submodule(start), recorder))
+            handles.append(keep_input(model.get_submodule(start), recorder))
         hook = _hook(capture, here, inputs, visit, gradients)
         handles.append(model.get_submodule(end).register_forward_hook(hook))
     try:
@@ -99,7 +99,8 @@ def capturing(
             handle.remove()
 
 
-def _keep_input(start: nn.Module, recorder: SpanInput) -> RemovableHandle:
+def keep_input(start: nn.Module, recorder: SpanInput) -> RemovableHandle:
+    """Let ``recorder`` have what ``start``, where a span begins, is given in each pass."""
     first = input_name(host_of(start))
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

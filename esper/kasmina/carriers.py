@@ -143,9 +143,10 @@ def _weights_dtype(module: nn.Module, call: Call, output: Tensor) -> torch.dtype
 def _input_layout(
     module: nn.Module, kind: SlotType, x: Tensor | None, batches: set[int]
 ) -> Layout | None:
+    if x is None or not x.is_floating_point():
+        return None
     try:
-        usable = x is not None and x.is_floating_point()
-        return layout_of(module, kind, x, batches) if x is not None and usable else None
+        return layout_of(module, kind, x, batches)
     except LayoutError:
         return None
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.activation import activation, given, input_name, turned, with_activation
-from esper.kasmina.graft import SpanInput, host_of
+from esper.kasmina.activation import activation, turned, with_activation
+from esper.kasmina.capture import keep_input
+from esper.kasmina.graft import SpanInput
 from esper.kasmina.isolation import uncompiled
 from esper.kasmina.onward import Onward
 from esper.kasmina.signature import Slot
@@ -47,6 +48,19 @@ class Seed:
         """The parameters that its objective may change."""
         return [parameter for parameter in self.body.parameters() if parameter.requires_grad]
 
+    def added(self, x: Tensor, h: Tensor) -> Tensor:
+        """What the body gives on ``x``, to be added to ``h``, both with the batch first.
+
+        Raises:
+            ValueError: it is not of the shape of ``h``.
+        """
+        delta: Tensor = self.body(x)
+        if delta.shape != h.shape:
+            raise ValueError(
+                f"its body gave {list(delta.shape)}, wanted the slot's {list(h.shape)}"
+            )
+        return delta
+
 
 @contextmanager
 def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
@@ -58,12 +72,6 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
     """
     span = SpanInput()
 
-    start = model.get_submodule(seed.slot.start)
-    first = input_name(host_of(start))
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        span.value = given(args, kwargs, first)
-
     def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         h: Tensor = activation(output)
         x = span.take() if seed.slot.source == "span" else h
@@ -73,7 +81,7 @@ def switched_on(model: nn.Module, seed: Seed) -> Iterator[None]:
 
     handles = [model.get_submodule(seed.slot.end).register_forward_hook(add)]
     if seed.slot.source == "span":
-        handles.append(start.register_forward_pre_hook(keep, with_kwargs=True))
+        handles.append(keep_input(model.get_submodule(seed.slot.start), span))
     try:
         with uncompiled():
             yield

@@ -163,11 +163,7 @@ def _back_to(state: ModuleState, model: nn.Module, random: RandomState) -> Modul
 
 def _addition(seed: Seed, captured: Captured) -> Tensor:
     """What ``seed`` adds to the activation, as the host lays it out."""
-    delta: Tensor = seed.body(captured.x)
-    if delta.shape != captured.h.shape:
-        raise ValueError(
-            f"its body gave {list(delta.shape)}, wanted the slot's {list(captured.h.shape)}"
-        )
+    delta = seed.added(captured.x, captured.h)
     return turned(delta, seed.slot.batch_axis).to(captured.h.dtype)
 
 

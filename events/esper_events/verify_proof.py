@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +109,8 @@ def _inclusion(
             "another history signed by the owner of the key is not excluded (compare with a "
             "checkpoint that was kept elsewhere)"
         )
-    return ProofReport(
-        ok=True,
-        messages=(verdict, *notes),
-        log=checkpoint.log,
-        events=checkpoint.size,
-        key=proof.key.fingerprint,
-        root="" if root is None else root.fingerprint,
-        kept=None if kept is None else kept.checkpoint.size,
+    return replace(
+        _proven(proof, root, kept, (verdict, *notes)),
         index=index,
         event=msgspec.json.decode(msgspec.json.encode(event)),
         words=describe(Record(index, event)).strip(),
@@ -143,14 +137,24 @@ def _consistency(
         f"a history rolled back or rewritten after event {checkpoint.size - 1} by the owner of the "
         "key is not excluded (keep the proof's own checkpoint for the next time)",
     )
+    return _proven(proof, root, kept, (verdict, *notes))
+
+
+def _proven(
+    proof: Proof,
+    root: PublicKey | None,
+    kept: SignedCheckpoint | None,
+    messages: tuple[str, ...],
+) -> ProofReport:
+    """What both kinds of proof show, once they hold."""
     return ProofReport(
         ok=True,
-        messages=(verdict, *notes),
-        log=checkpoint.log,
-        events=checkpoint.size,
+        messages=messages,
+        log=proof.signed.checkpoint.log,
+        events=proof.signed.checkpoint.size,
         key=proof.key.fingerprint,
         root="" if root is None else root.fingerprint,
-        kept=proof.old,
+        kept=None if kept is None else kept.checkpoint.size,
     )
 
 
