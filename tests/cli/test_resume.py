@@ -86,8 +86,8 @@ def is_grafting(_: Path, story: str) -> bool:
 
 def is_writing(run: Path, _: str) -> bool:
     """Whether a checkpoint lies there half-written, behind one that is whole."""
-    names = [path.suffix for path in (run / "checkpoints").glob("*")]
-    return ".draft" in names and ".safetensors" in names
+    checkpoints = run / "checkpoints"
+    return any(checkpoints.glob("drafts/*")) and any(checkpoints.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("moment", [is_grafting, is_writing])

@@ -6,9 +6,9 @@ its name in the run's log.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from esper_events.files import sync_directory
 FORMAT = 2
 DIRECTORY = "checkpoints"
 SUFFIX = ".safetensors"
-_DRAFT = ".draft"
+_DRAFTS = "drafts"
+"""Where a file is written before it is whole; whoever was killed while writing left it there."""
 _KEY = "esper.checkpoint"
 """The one entry of the metadata: safetensors writes several in no order that one could rely on."""
 
@@ -43,10 +44,10 @@ def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -
     Raises:
         OSError, SafetensorError: it could not be written; what was there before is untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    text = msgspec.json.encode({"format": FORMAT, "state": packed}, order="sorted").decode()
     path = path_of(directory, step)
-    draft = path.with_suffix(_DRAFT)
+    draft = directory / _DRAFTS / path.name
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    text = msgspec.json.encode({"format": FORMAT, "state": packed}, order="sorted").decode()
     try:
         draft.unlink(missing_ok=True)
         draft.touch()
@@ -56,8 +57,7 @@ def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -
         digest = _synced_digest(draft)
         draft.replace(path)
     finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        _discard_drafts(directory)
     sync_directory(directory)
     return digest
 
@@ -94,8 +94,14 @@ def read(path: Path, digest: str) -> Any:
 
 def prune(directory: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what a killed process began to write."""
-    for path in (*sorted(directory.glob(f"*{SUFFIX}"))[:-keep], *directory.glob(f"*{_DRAFT}")):
+    for path in sorted(directory.glob(f"*{SUFFIX}"))[:-keep]:
         path.unlink(missing_ok=True)
+    _discard_drafts(directory)
+
+
+def _discard_drafts(directory: Path) -> None:
+    """Remove them all: safetensors writes beside a file, under a name of its own, before it."""
+    shutil.rmtree(directory / _DRAFTS, ignore_errors=True)
 
 
 def _synced_digest(path: Path) -> str:

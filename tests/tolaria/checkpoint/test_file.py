@@ -115,7 +115,8 @@ def test_a_write_that_fails_leaves_what_was_there(
 def test_the_newest_stay(tmp_path: Path) -> None:
     for step in (5, 1000, 30):
         written(tmp_path, step)
-    (tmp_path / "000000500.draft").touch()
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / ".tmpDNpZvZ").touch()
     file.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "000000030.safetensors",
