@@ -12,6 +12,9 @@ for itself), because a log records what was seen; no fold compares NaNs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
 import msgspec
 
 from esper_events.errors import CodecError
@@ -20,46 +23,66 @@ from esper_events.events import Event
 MAX_EVENT_BYTES = 1 << 20
 """Largest encoded event, in bytes; longer input is refused before it is looked at."""
 
+E = TypeVar("E")
+
+_UNSUITABLE = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event, strict=True)
 
 
-def encode_event(event: Event) -> bytes:
-    """The canonical bytes of ``event``.
+class Codec(Generic[E]):
+    """Reads and writes the events of one catalogue, a union of structs with a ``kind``."""
 
-    An integer in a float field is written as the float it equals.
+    def __init__(self, catalogue: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[E] = msgspec.msgpack.Decoder(catalogue, strict=True)
 
-    Raises:
-        CodecError: a field holds something else than the catalogue says, or the event is larger
-            than `MAX_EVENT_BYTES`.
-    """
-    try:
-        return _capped(_encoder.encode(_decoder.decode(_capped(_encoder.encode(event)))))
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(f"{type(event).__name__} cannot be encoded: {error}") from error
+    def encode(self, event: E) -> bytes:
+        """The canonical bytes of ``event``.
 
+        An integer in a float field is written as the float it equals.
 
-def decode_event(data: bytes) -> Event:
-    """The event whose canonical encoding is ``data``.
+        Raises:
+            CodecError: a field holds something else than the catalogue says, or the event is larger
+                than `MAX_EVENT_BYTES`.
+        """
+        try:
+            checked = self._decoder.decode(_capped(_encoder.encode(event)))
+            return _capped(_encoder.encode(checked))
+        except _UNSUITABLE as error:
+            raise CodecError(f"{type(event).__name__} cannot be encoded: {error}") from error
 
-    Raises:
-        CodecError: ``data`` is too large, malformed, of an unknown kind, holds an unknown, missing
-            or ill-typed field, or is not canonical.
-    """
-    try:
-        event = _decoder.decode(_capped(data))
-        canonical = _encoder.encode(event)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CodecError(f"not an event: {error}") from error
-    if canonical != data:
-        raise CodecError(
-            "not the canonical encoding of its event "
-            f"({len(data)} bytes, canonical are {len(canonical)})"
-        )
-    return event
+    def decode(self, data: bytes) -> E:
+        """The event whose canonical encoding is ``data``.
+
+        Raises:
+            CodecError: ``data`` is too large, malformed, of an unknown kind, holds an unknown,
+                missing or ill-typed field, or is not canonical.
+        """
+        try:
+            event = self._decoder.decode(_capped(data))
+            canonical = _encoder.encode(event)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise CodecError(f"not an event: {error}") from error
+        if canonical != data:
+            raise CodecError(
+                "not the canonical encoding of its event "
+                f"({len(data)} bytes, canonical are {len(canonical)})"
+            )
+        return event
+
+    def decode_all(self, encoded: Sequence[bytes]) -> list[E]:
+        """The events whose canonical encodings are ``encoded``; raises as `decode` does."""
+        return [self.decode(data) for data in encoded]
 
 
 def _capped(data: bytes) -> bytes:
     if len(data) > MAX_EVENT_BYTES:
         raise CodecError(f"an event of {len(data)} bytes, at most {MAX_EVENT_BYTES} are allowed")
     return data
+
+
+RUN_CODEC = Codec[Event](Event)
+"""Of the events of runs."""
+
+encode_event = RUN_CODEC.encode
+decode_event = RUN_CODEC.decode
+decode_events = RUN_CODEC.decode_all
