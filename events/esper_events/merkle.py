@@ -17,7 +17,7 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
 class MerkleTree:
-    """A tree that grows by one leaf at a time; it keeps only the roots of its full subtrees."""
+    """A tree that grows at its end; it keeps only the roots of its full subtrees."""
 
     __slots__ = ("_peaks", "size")
 
@@ -28,16 +28,32 @@ class MerkleTree:
 
     def append(self, leaf: bytes) -> None:
         """Add the bytes of one event."""
-        self.append_hash(leaf_hash(leaf))
+        self.extend([leaf])
 
-    def append_hash(self, node: bytes) -> None:
-        """Add a leaf of which the hash is known."""
-        size = self.size
-        while size & 1:
-            node = _parent(self._peaks.pop(), node)
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add the bytes of several events."""
+        sha256 = hashlib.sha256
+        self.extend_hashes([sha256(b"\x00" + leaf).digest() for leaf in leaves])
+
+    def extend_hashes(self, nodes: Sequence[bytes]) -> None:
+        """Add leaves of which the hashes are known."""
+        sha256 = hashlib.sha256
+        level, size = list(nodes), self.size
+        self.size += len(level)
+        # A level at a time: what stands alone at its end is the root of a full subtree.
+        alone = []
+        while level:
+            if size & 1:
+                level.insert(0, self._peaks.pop())
+            if len(level) & 1:
+                alone.append(level.pop())
+            pairs = iter(level)
+            level = [
+                sha256(b"\x01" + left + right).digest()
+                for left, right in zip(pairs, pairs, strict=True)
+            ]
             size >>= 1
-        self._peaks.append(node)
-        self.size += 1
+        self._peaks += reversed(alone)
 
     def root(self) -> bytes:
         """The root over all leaves so far (32 bytes)."""
@@ -184,8 +200,7 @@ def _middle(start: int, end: int) -> int:
 
 def _root(hashes: Sequence[bytes]) -> bytes:
     tree = MerkleTree()
-    for node in hashes:
-        tree.append_hash(node)
+    tree.extend_hashes(hashes)
     return tree.root()
 
 
