@@ -11,6 +11,7 @@ from esper.cli.diff import diff
 from esper.cli.explain import explain
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
+from esper.cli.import_log import import_log
 from esper.cli.keys import keys
 from esper.cli.prove import prove
 from esper.cli.repair import repair
@@ -35,11 +36,23 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
     context.exit()
 
 
-class _Verbs(click.Group):
-    """Lists its verbs in the order in which a person comes to need them."""
+_SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Train": (train, rerun),
+    "Read a run's log": (show, explain, replay, diff, audit),
+    "Prove it": (verify, prove, keys),
+    "Keep it": (repair, export_log, import_log),
+}
+"""The verbs, in the order in which a person comes to need them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+
+class _Verbs(click.Group):
+    """Lists its verbs in sections."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in _SECTIONS.items():
+            with formatter.section(title):
+                rows = [(str(verb.name), verb.get_short_help_str(60)) for verb in verbs]
+                formatter.write_dl(rows, col_spacing=14 - max(len(name) for name, _ in rows))
 
 
 @click.group(cls=_Verbs, epilog=_EPILOG, context_settings={"max_content_width": 80})
@@ -55,21 +68,7 @@ def esper() -> None:
     """Grow a PyTorch model while it trains, keep what earns its place, prove it."""
 
 
-_VERBS = (
-    train,
-    verify,
-    show,
-    explain,
-    replay,
-    diff,
-    rerun,
-    repair,
-    export_log,
-    prove,
-    audit,
-    keys,
-)
-for _verb in _VERBS:
+for _verb in (verb for verbs in _SECTIONS.values() for verb in verbs):
     esper.add_command(_verb)
 
 

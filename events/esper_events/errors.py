@@ -55,6 +55,10 @@ class ExportError(EsperEventsError):
     """A run that cannot be exported to one file; the message says what to do."""
 
 
+class ImportRefusedError(EsperEventsError):
+    """An exported file that cannot become a run directory there; the message says what to do."""
+
+
 def cause(error: OSError | ValueError) -> str:
     """Why a file cannot be used, for a line that a person reads."""
     if isinstance(error, OSError) and error.strerror:

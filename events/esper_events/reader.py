@@ -80,7 +80,7 @@ class LogReader:
                 raise ChainError("neither a run directory nor an exported run", None, 0)
             for offset, segment in read_frames(file, len(MAGIC), terminated=True):
                 yield from self.verifier.accept(segment, offset + LENGTH.size)
-            signed = _read_footer(file)
+            signed = read_footer(file)
         if signed.checkpoint.size < self.verifier.events:
             raise ChainError(
                 f"holds {self.verifier.events} events, but its footer commits to "
@@ -144,7 +144,12 @@ def open_journal(run_dir: Path) -> BinaryIO:
     return _open(run_dir / JOURNAL)
 
 
-def _read_footer(file: BinaryIO) -> SignedCheckpoint:
+def read_footer(file: BinaryIO) -> SignedCheckpoint:
+    """The checkpoint that ends an exported file, read from behind its last segment.
+
+    Raises:
+        ChainError: there is none, or something stands behind it.
+    """
     at = file.tell()
     prefix = file.read(LENGTH.size)
     length = LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else 0

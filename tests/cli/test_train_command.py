@@ -119,6 +119,15 @@ def test_an_exported_log_is_verified_and_a_flipped_bit_is_found(trained: Trained
     done = trained.esper("export-log", "run", "run.esper")
     assert done.returncode == 0, done.stderr
     assert trained.esper("verify", "run.esper").returncode == 0
+    imported = trained.esper("import-log", "run.esper", "imported")
+    assert imported.returncode == 0, imported.stderr
+    assert "next: esper verify imported" in imported.stdout
+    assert (
+        trained.esper("verify", "imported").stdout.split(":")[1:]
+        == (trained.esper("verify", "run").stdout.split(":")[1:])
+    )
+    over = trained.esper("import-log", "run.esper", "run")
+    assert (over.returncode, "exists already" in over.stderr) == (2, True)
     again = trained.esper("export-log", "run", "run.esper")
     assert again.returncode == 2
     assert "exists already" in again.stderr
