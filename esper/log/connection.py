@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
@@ -89,12 +90,16 @@ class Connection:
 
     def request(self, subject: str, payload: bytes = b"") -> bytes:
         """The data of the first answer to ``payload`` on ``subject``."""
+        return self.ask(subject, payload).data
 
-        async def ask() -> bytes:
-            answer = await self._client.request(subject, payload, timeout=self.timeout)
-            return answer.data
+    def ask(self, subject: str, payload: bytes = b"") -> Msg:
+        """The first answer to ``payload`` on ``subject``, with its headers.
 
-        return self.call(ask)
+        It comes to an inbox of its own: what a consumer hands out keeps its subject, by which the
+        shared one of nats-py would not know it.
+        """
+        ask, timeout = self._client.request, self.timeout
+        return self.call(lambda: ask(subject, payload, timeout=timeout, old_style=True))
 
     def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run ``work`` on the loop; raises ``RefusedError`` for an answer that is a refusal."""
