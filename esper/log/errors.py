@@ -26,6 +26,14 @@ class StoreError(LogError):
     """The server answered, and the answer was a refusal or a damaged log."""
 
 
+class MissingStreamError(StoreError):
+    """The server has no stream for the log."""
+
+
+class RolledBackError(StoreError):
+    """The server holds less of a shared log than was there before, or something else."""
+
+
 class RefusedError(StoreError):
     """JetStream's own refusal: ``code`` like HTTP's (404: no such thing), ``err_code`` NATS's."""
 
@@ -37,6 +45,10 @@ class RefusedError(StoreError):
 
 class StoreUnavailableError(LogError):
     """The server did not answer in time; what was asked of it may or may not have happened."""
+
+
+class OutcomeUnknownError(StoreUnavailableError):
+    """What was published to a shared log may come to stand in it: the next update finds out."""
 
 
 class ServerError(LogError):

@@ -11,7 +11,13 @@ from nats.js.api import Header, PubAck, RawStreamMsg, StreamInfo
 from esper.log import stream
 from esper.log.connection import Connection
 from esper.log.endpoint import Endpoint
-from esper.log.errors import ConflictError, RefusedError, StoreError, StoreUnavailableError
+from esper.log.errors import (
+    ConflictError,
+    MissingStreamError,
+    RefusedError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _NOT_FOUND = 404
@@ -21,37 +27,53 @@ _READ_AHEAD = 32
 class JetStreamStore:
     """Segment ``n`` is the message with sequence ``n + 1`` of the log's stream.
 
-    The stream is created when it is missing and its settings are proved by asking the server.
-    Each publish names the sequence it expects to follow, so a second writer is refused; an
-    outcome that stayed unknown is resolved by comparing the hash of what the server holds.
+    ``server`` says where it is, or is a connection to it, which stays its owner's. The stream is
+    created when it is missing, unless ``create`` is False, and its settings are proved by asking
+    the server. Each publish names the sequence it expects to follow, so a second writer is refused;
+    an outcome that stayed unknown is resolved by comparing the hash of what the server holds.
 
     Raises ``StoreUnavailableError`` when the server does not answer within ``timeout`` seconds,
-    ``StoreError`` when it refuses, ``ConflictError`` for a second writer.
+    ``StoreError`` when it refuses, ``MissingStreamError`` when nothing may be created and there is
+    none, ``ConflictError`` for a second writer.
     """
 
     def __init__(
-        self, endpoint: Endpoint, log: str, *, timeout: float = 5.0, replicas: int = 1
+        self,
+        server: Endpoint | Connection,
+        log: str,
+        *,
+        timeout: float = 5.0,
+        replicas: int = 1,
+        create: bool = True,
     ) -> None:
         self.log = log
         self._stream = stream.stream_name(log)
         self._subject = stream.subject(log)
-        self._connection = Connection(endpoint, timeout=timeout)
+        self._owned = isinstance(server, Endpoint)
+        self._connection = (
+            Connection(server, timeout=timeout) if isinstance(server, Endpoint) else server
+        )
+        self._wanted = stream.wanted_config(log, replicas)
+        self._count = 0
         try:
-            self._count = self._open(replicas)
+            if create:
+                self._create()
+            self.refresh()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, replicas: int) -> int:
-        wanted = stream.wanted_config(self.log, replicas)
+    def _create(self) -> None:
+        js = self._connection.js
+        if self._info() is None:
+            self._connection.call(lambda: js.add_stream(self._wanted))
+
+    def refresh(self) -> int:
+        """The number of segments that the server holds now."""
         info = self._info()
         if info is None:
-            js = self._connection.js
-            self._connection.call(lambda: js.add_stream(wanted))
-            info = self._info()
-        if info is None:
-            raise StoreError(f"{self._where}: the stream was created and is not there")
-        wrong = stream.differences(info.config, wanted)
+            raise MissingStreamError(f"{self._where}: there is no such stream")
+        wrong = stream.differences(info.config, self._wanted)
         if wrong:
             raise StoreError(
                 f"{self._where}: the stream is not safe for a log: {'; '.join(wrong)}; "
@@ -62,7 +84,8 @@ class JetStreamStore:
                 f"{self._where}: the server lost {info.state.last_seq - info.state.messages} of "
                 f"{info.state.last_seq} segments; rebuild the stream from the journal"
             )
-        return info.state.last_seq
+        self._count = info.state.last_seq
+        return self._count
 
     def _info(self) -> StreamInfo | None:
         js = self._connection.js
@@ -188,9 +211,14 @@ class JetStreamStore:
         if self._connection.lost:
             raise StoreUnavailableError(f"{self._connection.name}: the connection was lost")
 
+    def beside(self, log: str) -> JetStreamStore:
+        """Another log on the same server, over this store's connection."""
+        return JetStreamStore(self._connection, log)
+
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connection, where it is this store's own."""
+        if self._owned:
+            self._connection.close()
 
 
 def _digest(segment: bytes) -> str:

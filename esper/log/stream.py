@@ -1,4 +1,4 @@
-"""The settings of a log's stream: nothing ages, nothing is dropped, nothing can be deleted."""
+"""A log's stream and its settings: nothing ages, nothing is dropped, nothing can be deleted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Final
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from esper.log.errors import LogError
+from esper_events.registry import REGISTRY
 
 _LOG_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNLIMITED: Final = -1
 
+RUN_STREAM = "ESPER_RUN_"
+"""What the name of a run's stream begins with; the log id follows."""
+
 
 def check_log_id(log: str) -> None:
-    """Raise ``LogError`` unless ``log`` can be part of a subject and of a file name."""
+    """Raise ``LogError`` unless a run's log can have the id ``log``: it becomes part of a subject
+    and of a file name."""
+    if log == REGISTRY:
+        raise LogError(f"log id: {REGISTRY!r} is that of the log which all runs share")
     if not _LOG_ID.fullmatch(log):
         raise LogError(
             f"log id: got {log!r}, wanted 1 to 64 letters, digits, underscores or hyphens"
@@ -22,14 +29,16 @@ def check_log_id(log: str) -> None:
 
 
 def stream_name(log: str) -> str:
-    """The stream of the run with this log id."""
+    """The stream of the log with this id."""
+    if log == REGISTRY:
+        return "ESPER_REGISTRY"
     check_log_id(log)
-    return f"ESPER_RUN_{log}"
+    return f"{RUN_STREAM}{log}"
 
 
 def subject(log: str) -> str:
     """The only subject of that stream."""
-    return f"esper.run.{log}"
+    return "esper.registry" if log == REGISTRY else f"esper.run.{log}"
 
 
 def wanted_config(log: str, replicas: int) -> StreamConfig:
