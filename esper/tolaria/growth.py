@@ -313,6 +313,17 @@ class Growth:
             return self._leave(self.log, outcome)
         return self._end(outcome, reason, measured)
 
+    def leave(self) -> LogSummary:
+        """Stop here, behind a :meth:`step`, without an end: a later ``resume`` goes on, from this
+        very step if nothing is on trial and checkpoints are kept. The log is closed."""
+        if self._summary is not None:
+            return self._summary
+        if self._telemetry is not None:
+            self._telemetry.close()
+        if self._checkpoints is not None and self.engine and self._parts:
+            self._checkpoints.offer_last(self._step, self.engine, self._parts)
+        return self._closed()
+
     def _leave(self, log: CatchUpLog, outcome: Outcome) -> LogSummary:
         """Close a log that training has not caught up with; it can be resumed again."""
         summary = self._closed()

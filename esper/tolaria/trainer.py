@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -90,11 +91,13 @@ def grow(
     seed: int,
     observer: Observer,
     resume: bool = False,
+    after_step: Callable[[Growth], None] | None = None,
 ) -> Grown:
     """Run ``config``, without controls, and report to ``observer`` as it goes.
 
     ``nats`` overrides the config's server. The run's journal lies in ``run_dir``. With ``resume``
-    the run there goes on that was killed, with the config and seed of its log.
+    the run there goes on that was killed, with the config and seed of its log. ``after_step`` is
+    called behind each safe point; it can stop the run by raising, once it has left or closed it.
 
     Raises:
         ConfigError: the model of the config cannot be made, or its data is missing.
@@ -103,7 +106,14 @@ def grow(
     """
     splits = load(config.data, config.directory)
     grown, _ = _grow(
-        config, splits, run_dir=run_dir, nats=nats, seed=seed, observer=observer, resume=resume
+        config,
+        splits,
+        run_dir=run_dir,
+        nats=nats,
+        seed=seed,
+        observer=observer,
+        resume=resume,
+        after_step=after_step,
     )
     return grown
 
@@ -117,6 +127,7 @@ def _grow(
     seed: int,
     observer: Observer,
     resume: bool,
+    after_step: Callable[[Growth], None] | None = None,
 ) -> tuple[Grown, list[Trial]]:
     """What :func:`grow` does, and what has grown, oldest first."""
     torch.set_num_threads(config.run.threads)
@@ -141,7 +152,7 @@ def _grow(
         checkpoint_every=config.run.checkpoint_every,
         checkpoint_with={"schedule": scheduler},
     )
-    watcher = _Watcher(growth, observer)
+    watcher = _Watcher(growth, observer, after_step)
     with growth:
         observer.part("grown", config.run.steps)
         if resume:
@@ -269,6 +280,8 @@ def _fit(
             observer.progress(step, steps, float(loss), held_out)
             if watcher is not None:
                 watcher.tell()
+        if watcher is not None and watcher.after_step is not None:
+            watcher.after_step(watcher.growth)
 
     order, size = derived_seed(seed, "batches"), config.run.batch_size
     batches = endless_batches(splits.train, size, order, start)
@@ -305,8 +318,14 @@ def _size(model: nn.Module) -> int:
 class _Watcher:
     """Tells an observer what is new in a run: acknowledged records, and seeds that changed."""
 
-    def __init__(self, growth: Growth, observer: Observer) -> None:
+    def __init__(
+        self,
+        growth: Growth,
+        observer: Observer,
+        after_step: Callable[[Growth], None] | None = None,
+    ) -> None:
         self.growth = growth
+        self.after_step = after_step
         self._observer = observer
         self._told = 0
         self._rows: list[SeedRow] = []

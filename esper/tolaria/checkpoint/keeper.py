@@ -75,6 +75,7 @@ class Checkpoints:
     def __init__(self, run_dir: Path, every: int, log: Log, training: Training) -> None:
         self.next_step = every
         """A checkpoint is due from this step on, as soon as nothing is on trial."""
+        self._newest = 0
         self._directory = run_dir / file.DIRECTORY
         self._every = every
         self._log = log
@@ -87,7 +88,19 @@ class Checkpoints:
         All is copied now; the file, and the event that names it, follow in the background.
         """
         writing = self._thread is not None and self._thread.is_alive()
-        if step < self.next_step or writing or not seeds.quiet:
+        if step >= self.next_step and not writing:
+            self._take(step, seeds, parts)
+
+    def offer_last(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
+        """Take one of ``step``, due or not, and wait until it is written: training stops here."""
+        self.close()
+        if step > self._newest and self.next_step < sys.maxsize:
+            self._take(step, seeds, parts)
+            self.close()
+
+    def _take(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
+        """Begin to write one, unless something is on trial."""
+        if not seeds.quiet:
             return
         self._schedule_after(step)
         state = {"parts": _as_value(parts), **self._training.take(seeds)}
@@ -134,6 +147,7 @@ class Checkpoints:
         self._schedule_after(kept.step)
 
     def _schedule_after(self, step: int) -> None:
+        self._newest = step
         self.next_step = (step // self._every + 1) * self._every
 
     def close(self) -> None:

@@ -93,6 +93,27 @@ def cut(whole: Path, place: Path, records: int) -> Path:
     return place
 
 
+def test_a_run_that_is_left_goes_on_from_there(tmp_path: Path) -> None:
+    """From the very step where nothing is on trial; else as a killed one does."""
+    wanted = Run(tmp_path / "whole", widened()).train().bits
+    place, stops = tmp_path / "left", []
+    for stop in range(7, STEPS, 17):
+        run = Run(place, widened(), resume=bool(stops)).train(stop, close=False)
+        quiet = run.growth.engine is not None and run.growth.engine.quiet
+        run.growth.leave()
+        run.growth.leave()
+        assert not events(run.growth, RunEnded)
+        stops.append((stop, quiet))
+        again = Run(place, widened(), resume=True)
+        assert again.growth.resumed_at == stop if quiet else again.growth.resumed_at < stop
+        again.growth.leave()
+    assert {quiet for _, quiet in stops} == {True, False}
+    done = Run(place, widened(), resume=True).train()
+    assert same(done.bits, wanted)
+    assert len(set(done.written)) == len(done.written), "one of each step"
+    assert verify_path(place, KEY.public).ended
+
+
 @pytest.mark.parametrize(
     ("controller", "more"),
     [
