@@ -7,12 +7,11 @@ half-opens it tries the log: acknowledged it closes the breaker, otherwise it op
 from __future__ import annotations
 
 import time
-from typing import Literal, Protocol
+from typing import Protocol
 
+from esper.log.circuit import Circuit, State
 from esper.tolaria.settings import GrowthSettings
 from esper_events.events import BreakerChanged, Event
-
-State = Literal["closed", "open", "half-open"]
 
 
 class Ticket(Protocol):
@@ -46,34 +45,39 @@ def overdue(ticket: Ticket, deadline: float) -> bool:
 
 
 class Breaker:
-    """Closed, open, or half-open; every change is an event."""
+    """A circuit of lapses, in steps; every change is an event."""
 
     def __init__(self, log: Log, settings: GrowthSettings) -> None:
         self._log = log
         self._settings = settings
-        self._lapses = 0
-        self._due = 0
+        self._step = 0
         self._attempt: Ticket | None = None
         self._deadline = 0.0
-        self.state: State = "closed"
+        limit, cooldown = settings.breaker_limit, settings.breaker_cooldown
+        self.circuit = Circuit(limit, cooldown, on_change=self._tell)
+
+    @property
+    def state(self) -> State:
+        """Closed, open or half-open."""
+        return self.circuit.state
 
     def allows(self, step: int) -> bool:
         """Whether anything may be decided at ``step``; an open breaker that is due tries the
         log."""
-        if self.state == "open" and step >= self._due:
+        self._step = step
+        if self.circuit.allows(step) and self.state == "half-open":
             self._deadline = time.monotonic() + self._settings.ack_timeout
-            self._attempt = self._enter("half-open", step, "this event tries the log again")
         if self.state == "half-open" and self._attempt is not None:
             self._weigh(self._attempt, step)
         return self.state == "closed"
 
     def snapshot(self) -> int:
         """What it remembers while it is closed: how many decisions lapsed in a row."""
-        return self._lapses
+        return self.circuit.failures
 
     def restore(self, lapses: int) -> None:
         """Be closed, after so many lapses."""
-        self._lapses = lapses
+        self.circuit.failures = lapses
 
     def _weigh(self, attempt: Ticket, step: int) -> None:
         if self._settings.sync_decisions:
@@ -81,26 +85,26 @@ class Breaker:
         if attempt.acknowledged:
             self.answered(step)
         elif attempt.error is not None or overdue(attempt, self._deadline):
-            self._open(step, "the log did not acknowledge the attempt")
+            self.circuit.failed(step, "the log did not acknowledge the attempt")
 
     def lapsed(self, step: int) -> None:
         """A decision lapsed at ``step`` because the log had not acknowledged it."""
-        self._lapses += 1
-        if self.state == "closed" and self._lapses >= self._settings.breaker_limit:
-            self._open(step, f"{self._lapses} decisions lapsed in a row")
+        self._step = step
+        if self.state == "half-open":  # The attempt alone tells how it goes on.
+            self.circuit.failures += 1
+        else:
+            reason = f"{self.circuit.failures + 1} decisions lapsed in a row"
+            self.circuit.failed(step, reason)
 
     def answered(self, step: int) -> None:
         """The log acknowledged in time."""
-        self._lapses = 0
-        if self.state != "closed":
-            self._enter("closed", step, "the log acknowledges again")
+        self._step = step
+        self.circuit.succeeded("the log acknowledges again")
 
-    def _open(self, step: int, reason: str) -> None:
-        self._due = step + self._settings.breaker_cooldown
-        self._enter("open", step, reason)
-
-    def _enter(self, state: State, step: int, reason: str) -> Ticket:
-        self.state = state
-        return self._log.append(
-            BreakerChanged(time=time.time(), step=step, breaker="log", state=state, reason=reason)
+    def _tell(self, state: State, reason: str) -> None:
+        told = "this event tries the log again" if state == "half-open" else reason
+        self._attempt = self._log.append(
+            BreakerChanged(
+                time=time.time(), step=self._step, breaker="log", state=state, reason=told
+            )
         )
