@@ -17,6 +17,7 @@ from esper_events.codec import decode_event
 from esper_events.errors import ChainError
 from esper_events.events import Record
 from esper_events.keys import SigningKey
+from esper_events.place import Place
 from esper_events.segment import MAX_SEGMENT_BYTES, seal, segment_hash
 
 BATCH_BYTES = 512 << 10
@@ -50,17 +51,26 @@ class SegmentWriter:
     """The end of one log: seals what comes next, and signs checkpoints of what is durable.
 
     Not thread safe: one thread writes. A segment that the verifier would refuse for what it says
-    is never written.
+    is never written. It goes on in the log's lease epoch, or begins ``epoch``: what is written
+    first is then `RunTakenOver`, by whatever ``key`` that lets go on.
+
+    Raises ``JournalError`` for a journal that is damaged or in which ``key`` may not write, and
+    ``LogError`` for another log, or where its epoch has passed ``epoch``.
     """
 
     def __init__(
-        self, journal: Store, key: SigningKey, log_id: str, run_dir: Path | None = None
+        self,
+        journal: Store,
+        key: SigningKey,
+        log_id: str,
+        run_dir: Path | None = None,
+        epoch: int | None = None,
     ) -> None:
         self._journal = journal
         self._key = key
         self._log = log_id
         self._run_dir = run_dir
-        chain = ChainVerifier(key.public)
+        chain = ChainVerifier()
         self.replayed: list[Record] = []
         """What the journal held already."""
         try:
@@ -70,10 +80,19 @@ class SegmentWriter:
             raise JournalError(f"the log cannot be continued: {error}") from error
         if chain.segments and chain.log != log_id:
             raise LogError(f"the journal holds log {chain.log!r}, wanted {log_id!r}")
+        self._epoch = chain.epoch if epoch is None else epoch
+        if self._epoch < chain.epoch:
+            raise LogError(
+                f"the log is in lease epoch {chain.epoch} already: another writer has the run, and "
+                f"that of epoch {epoch} can write no more"
+            )
+        if chain.segments and self._epoch == chain.epoch and not chain.writer(key.public.id):
+            raise JournalError(
+                f"the log cannot be continued: {key.public.fingerprint} may not write in it"
+            )
         self._head = chain.head
         self._tree = chain.tree
-        self._rules = chain.rules
-        self._authority = chain.authority
+        self._admission = chain.admission
         self._checkpointed = chain.events
         self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
 
@@ -84,8 +103,8 @@ class SegmentWriter:
 
     @property
     def certificate(self) -> Certificate | None:
-        """Of the key that signs, as the log's first event has it."""
-        return self._authority.certificate
+        """A root key's for the trainer's key that is in force, where there is one."""
+        return self._admission.authority.certificate
 
     @property
     def head(self) -> bytes:
@@ -98,13 +117,17 @@ class SegmentWriter:
         The records are decoded from the bytes that were signed. Raises ``LogError`` for events
         that cannot stand there, and what the journal raises.
         """
-        records = [self._record(position, data) for position, data in enumerate(events)]
+        place = Place(self._log, self._key.public, self._epoch, self.events, self._head)
+        records = [
+            self._record(index, data, place) for index, data in enumerate(events, self.events)
+        ]
         segment = seal(
             events,
             log=self._log,
             first_index=self.events,
             previous=self._head,
             key=self._key,
+            epoch=self._epoch,
         )
         self._journal.append(self._journal.count, segment)
         self._head = segment_hash(segment)
@@ -112,14 +135,12 @@ class SegmentWriter:
             self._tree.append(data)
         return records
 
-    def _record(self, position: int, data: bytes) -> Record:
-        record = Record(self.events + position, decode_event(data))
-        reason = self._rules.admit(record.event) or self._authority.admit(
-            record.event, self._key.public, self._log
-        )
+    def _record(self, index: int, data: bytes, place: Place) -> Record:
+        event = decode_event(data)
+        reason = self._admission.admit(event, place, index)
         if reason is not None:
-            raise LogError(f"event {record.index} of log {self._log} was not written: {reason}")
-        return record
+            raise LogError(f"event {index} of log {self._log} was not written: {reason}")
+        return Record(index, event)
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Sign the current size and root into the run's directory.

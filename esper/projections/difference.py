@@ -21,12 +21,12 @@ from esper.projections.canonical import as_json
 from esper.projections.lattice import LatticeState, fold_all
 from esper_events.codec import encode_event
 from esper_events.events import (
+    OF_WRITERS,
     BlueprintRegistered,
     CheckpointWritten,
     ControllerConsulted,
     Event,
     Figures,
-    KeyCertified,
     Record,
     ReplicaChanged,
     RunEnded,
@@ -36,7 +36,7 @@ from esper_events.events import (
     TransitionLapsed,
 )
 
-INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted, KeyCertified)
+INCIDENTAL = (CheckpointWritten, ReplicaChanged, ControllerConsulted, *OF_WRITERS)
 """Kinds whose place in a log, and whose being there, hang on the time that disks and servers take;
 and the one that tells why, not what: another controller may decide the same."""
 

@@ -21,11 +21,11 @@ from esper.tolaria.logged import RerunError
 from esper_events.certificate import Certificate
 from esper_events.codec import encode_event
 from esper_events.events import (
+    OF_WRITERS,
     BlueprintRegistered,
     BreakerChanged,
     CheckpointWritten,
     Event,
-    KeyCertified,
     LatticeDeclared,
     Record,
     ReplicaChanged,
@@ -36,9 +36,9 @@ from esper_events.events import (
 )
 from esper_events.keys import PublicKey
 
-_UNFOLLOWED = (ReplicaChanged, CheckpointWritten, KeyCertified)
-_FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged, KeyCertified)
-"""Kinds without a step; a run begins with them, but for the last two, which are not followed."""
+_UNFOLLOWED = (ReplicaChanged, CheckpointWritten, *OF_WRITERS)
+_FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged, *OF_WRITERS)
+"""Kinds without a step; a run begins with the first three, the others are not followed."""
 
 
 class CatchUpError(RerunError):

@@ -2,70 +2,111 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
+import abc
+from collections.abc import Sequence
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
+from msgspec import UNSET, UnsetType
+
+from esper_events.admission import Admission
 from esper_events.anchor import Anchor
 from esper_events.authority import Authority
+from esper_events.certificate import Certificate
 from esper_events.codec import decode_event
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
-from esper_events.events import Event, Record, RunStarted
+from esper_events.events import Event, Record, RunStarted, RunTakenOver
 from esper_events.keys import PublicKey
 from esper_events.merkle import MerkleTree
-from esper_events.rules import Rules
+from esper_events.place import Place
 from esper_events.segment import GENESIS, Segment, open_segment, segment_hash
 
+E = TypeVar("E")
+R = TypeVar("R")
 
-class ChainVerifier:
+
+class Founder(NamedTuple):
+    """The raw key that a genesis names as its signer's, and a root key's certificate for it."""
+
+    key: bytes
+    certificate: Certificate | UnsetType
+
+
+class Chain(abc.ABC, Generic[E, R]):
     """Accepts the segments of one log in order and refuses the first that does not fit.
 
-    Args:
-        trusted: the trainer's key, or a root key that vouches for it, or the fingerprint of either
-            where the caller knows it. Without it the key is taken from the log's first event
-            (trust on first use): a log that was rewritten from its genesis under another key is
-            then not detected.
+    What the events are, and who may write them, is for the subclass to say.
 
-    Attributes: ``events``, ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment,
-    `GENESIS` before the first), ``log`` ("" before the first), ``key`` (the trainer's), ``signer``
-    (the key of the last segment), ``ended`` (the run's last event was seen), ``rules``,
-    ``authority`` (who may write what), ``tree`` (over all events), and ``watched_roots``: the root
-    that the tree had at each size that `watch` named.
+    Args:
+        trusted: the key of the log's first writer, or a root key that vouches for it, or the
+            fingerprint of either where the caller knows it. Without it the key is taken from the
+            log's first event (trust on first use): a log that was rewritten from its genesis under
+            another key is then not detected.
+
+    Attributes: ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment, `GENESIS`
+    before the first), ``log`` ("" before the first), ``signer`` (the key of the last segment),
+    ``tree`` (over all events), and ``watched_roots``: the root that the tree had at each size that
+    `watch` named.
     """
 
+    genesis: ClassVar[str]
+    """The kind of event that a log begins with."""
+
     def __init__(self, trusted: Anchor | None = None) -> None:
-        self.key = trusted if isinstance(trusted, PublicKey) else None
-        self.signer = self.key
+        self._pinned = trusted if isinstance(trusted, PublicKey) else None
         self._trusted = trusted
+        self.signer = self._pinned
         self.segments = 0
         self.head = GENESIS
         self.log = ""
-        self.epoch = 0
-        self.rules = Rules()
-        self.authority = Authority()
         self.tree = MerkleTree()
         self.watched_roots: dict[int, bytes] = {}
         self._watched: set[int] = set()
         self._refused = False
+
+    @abc.abstractmethod
+    def decode(self, data: bytes) -> E:
+        """The event whose canonical bytes are ``data``; raises ``CodecError``."""
+
+    @abc.abstractmethod
+    def founder(self, event: E) -> Founder | None:
+        """Whom ``event`` names as the log's first writer, None where it is no genesis."""
+
+    @abc.abstractmethod
+    def introduced(self, event: E) -> bytes | None:
+        """The raw key that ``event``, the first of a segment, names as that segment's signer."""
+
+    @abc.abstractmethod
+    def writer(self, key_id: bytes) -> PublicKey | None:
+        """The key with this id that may write in the log, if there is one."""
+
+    @property
+    @abc.abstractmethod
+    def key(self) -> PublicKey | None:
+        """The log's own key; before the first segment the one that is pinned, if there is one."""
+
+    @abc.abstractmethod
+    def admit(self, event: E, place: Place, index: int) -> str | None:
+        """Take ``event`` as number ``index`` of the log; the reason if it cannot stand there."""
+
+    @abc.abstractmethod
+    def record(self, index: int, event: E) -> R:
+        """``event`` with its place in the log."""
 
     @property
     def events(self) -> int:
         """Events accepted so far; also the index of the next one."""
         return self.tree.size
 
-    @property
-    def ended(self) -> bool:
-        """Whether the last accepted event is the end of the run."""
-        return self.rules.ended
-
     def watch(self, size: int) -> None:
         """Keep the root of the tree for when it has ``size`` events; call it before it has."""
         self._watched.add(size)
 
-    def accept(self, data: bytes, at: int = 0) -> list[Record]:
+    def accept(self, data: bytes, at: int = 0) -> list[R]:
         """The records of the next segment ``data``, which begins at byte ``at`` of its source.
 
         Raises:
-            ChainError: the segment is damaged, not signed by the log's key, out of place, or says
-                what no run can say. The verifier accepts nothing more after that.
+            ChainError: the segment is damaged, not signed by a key of the log, out of place, or
+                says what no log can say. Nothing more is accepted after that.
         """
         if self._refused:
             raise ChainError("an earlier segment was refused; nothing after it can be accepted")
@@ -74,10 +115,8 @@ class ChainVerifier:
         key = self._key_of(segment, at)
         self._check_place(segment, key, at)
         records = self._read(segment, key, at)
-        if not self.segments:
-            self.key = key
         self.signer = key
-        self.log, self.epoch = segment.log, segment.epoch
+        self.log = segment.log
         self.head = segment_hash(data)
         self.segments += 1
         self._refused = False
@@ -90,41 +129,60 @@ class ChainVerifier:
             raise ChainError(str(error), self.segments, at + error.byte) from error
 
     def _key_of(self, segment: Segment, at: int) -> PublicKey:
-        if self.key is not None and (self.segments or not self._is_certified(segment, self.key)):
-            return self.authority.key(segment.key_id) or self.key
-        started = self._decode(segment, 0, at)
-        if not isinstance(started, RunStarted):
-            raise ChainError("the log does not begin with run.started", 0, at, 0)
+        if not self.segments:
+            return self._founder_of(segment, at)
+        known = self.writer(segment.key_id)
+        if known is not None:
+            return known
+        named = self.introduced(self._decode(segment, 0, at))
+        if named is None:
+            return self._own_key()
+        return self._public(named, at + segment.event_byte(0), self.events)
+
+    def _own_key(self) -> PublicKey:
+        if self.key is None:
+            raise ChainError("the log has no key that may write any more", self.segments)
+        return self.key
+
+    def _founder_of(self, segment: Segment, at: int) -> PublicKey:
+        if self._pinned is not None and not self._is_certified(segment, self._pinned):
+            return self._pinned
+        founder = self.founder(self._decode(segment, 0, at))
+        if founder is None:
+            raise ChainError(f"the log does not begin with {self.genesis}", 0, at, 0)
         byte = at + segment.event_byte(0)
-        try:
-            key = PublicKey(started.trainer_key)
-        except PublicKeyError as error:
-            raise ChainError(str(error), 0, byte, 0) from error
-        reason = self._distrust(started, key)
+        key = self._public(founder.key, byte, 0)
+        reason = self._distrust(founder, key)
         if reason is not None:
             raise ChainError(reason, 0, byte, 0)
         return key
+
+    def _public(self, raw: bytes, byte: int, index: int) -> PublicKey:
+        try:
+            return PublicKey(raw)
+        except PublicKeyError as error:
+            raise ChainError(str(error), self.segments, byte, index) from error
 
     def _is_certified(self, segment: Segment, trusted: PublicKey) -> bool:
         """Whether the genesis leaves it to a certificate to say whether its signer is trusted."""
         if segment.key_id == trusted.id:
             return False
         try:
-            started = decode_event(segment.events[0])
+            founder = self.founder(self.decode(segment.events[0]))
         except CodecError:
             return False
-        return isinstance(started, RunStarted) and started.certificate is not UNSET
+        return founder is not None and founder.certificate is not UNSET
 
-    def _distrust(self, started: RunStarted, key: PublicKey) -> str | None:
+    def _distrust(self, founder: Founder, key: PublicKey) -> str | None:
         """Why ``key`` is not the one that is trusted, nor vouched for by it; its certificate is
         checked when the event is admitted."""
         if self._trusted is None or self._trusted.vouches_for(key):
             return None
         wanted = self._trusted.fingerprint
-        if started.certificate is UNSET:
+        if founder.certificate is UNSET:
             return f"the trainer's key is {key.fingerprint}, wanted {wanted}"
         try:
-            root = PublicKey(started.certificate.root)
+            root = PublicKey(founder.certificate.root)
         except PublicKeyError as error:
             return f"the certificate names no root: {error}"
         if self._trusted.vouches_for(root):
@@ -149,29 +207,96 @@ class ChainVerifier:
             )
         elif segment.previous != self.head:
             reason = "does not follow the segment before it: their hashes differ"
-        elif segment.epoch < self.epoch:
-            reason = f"lease epoch {segment.epoch} after epoch {self.epoch}"
         if reason is not None:
             raise ChainError(reason, self.segments, at)
 
-    def _read(self, segment: Segment, key: PublicKey, at: int) -> list[Record]:
+    def _read(self, segment: Segment, key: PublicKey, at: int) -> list[R]:
+        place = Place(segment.log, key, segment.epoch, segment.first_index, segment.previous)
         records = []
-        for position, data in enumerate(segment.events):
-            index = self.events
-            event = self._decode(segment, position, at)
-            reason = self.rules.admit(event) or self.authority.admit(event, key, segment.log)
+        for position in range(len(segment.events)):
+            index, event = self.events + position, self._decode(segment, position, at)
+            reason = self.admit(event, place, index)
             if reason is not None:
                 raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
-            self.tree.append(data)
-            if self.events in self._watched:
-                self.watched_roots[self.events] = self.tree.root()
-            records.append(Record(index, event))
+            records.append(self.record(index, event))
+        self._grow(segment.events)
         return records
 
-    def _decode(self, segment: Segment, position: int, at: int) -> Event:
+    def _grow(self, leaves: Sequence[bytes]) -> None:
+        start, done = self.events, 0
+        due = sorted(size for size in self._watched if start < size <= start + len(leaves))
+        for size in due:
+            self.tree.extend(leaves[done : size - start])
+            self.watched_roots[size] = self.tree.root()
+            done = size - start
+        self.tree.extend(leaves[done:])
+        self._watched.difference_update(due)
+
+    def _decode(self, segment: Segment, position: int, at: int) -> E:
         try:
-            return decode_event(segment.events[position])
+            return self.decode(segment.events[position])
         except CodecError as error:
             byte = at + segment.event_byte(position)
             index = segment.first_index + position
             raise ChainError(str(error), self.segments, byte, index) from error
+
+
+class ChainVerifier(Chain[Event, Record]):
+    """The chain of a run's log.
+
+    Attributes, besides those of every chain: ``admission`` (what may stand in it next), ``key``
+    (the trainer's), ``authority`` (who may write what), ``epoch`` (lease epoch of the last
+    segment) and ``ended`` (the run's last event was seen).
+    """
+
+    genesis = "run.started"
+
+    def __init__(self, trusted: Anchor | None = None) -> None:
+        super().__init__(trusted)
+        self.admission = Admission()
+
+    @property
+    def key(self) -> PublicKey | None:
+        """The trainer's key; before the first segment the one that is pinned, if there is one."""
+        return self.authority.trainer or self._pinned
+
+    @property
+    def authority(self) -> Authority:
+        """Who may write what."""
+        return self.admission.authority
+
+    @property
+    def epoch(self) -> int:
+        """Lease epoch of the last segment, 0 before the first."""
+        return self.admission.lease.epoch or 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last accepted event is the end of the run."""
+        return self.admission.rules.ended
+
+    def decode(self, data: bytes) -> Event:
+        """The event whose canonical bytes are ``data``."""
+        return decode_event(data)
+
+    def founder(self, event: Event) -> Founder | None:
+        """The trainer that ``run.started`` names."""
+        return (
+            Founder(event.trainer_key, event.certificate) if isinstance(event, RunStarted) else None
+        )
+
+    def introduced(self, event: Event) -> bytes | None:
+        """The trainer that ``run.taken_over`` names."""
+        return event.trainer_key if isinstance(event, RunTakenOver) else None
+
+    def writer(self, key_id: bytes) -> PublicKey | None:
+        """The key with this id that may write in the log, if there is one."""
+        return self.authority.key(key_id)
+
+    def admit(self, event: Event, place: Place, index: int) -> str | None:
+        """Hold ``event`` to rules, lease and authority."""
+        return self.admission.admit(event, place, index)
+
+    def record(self, index: int, event: Event) -> Record:
+        """``event`` with its place in the log."""
+        return Record(index, event)

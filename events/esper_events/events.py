@@ -81,6 +81,23 @@ class KeyCertified(_Event, frozen=True, tag="key.certified"):
     certificate: Certificate
 
 
+class RunTakenOver(_Event, frozen=True, tag="run.taken_over"):
+    """Another writer goes on with the run in lease epoch ``epoch``; it signs this with
+    ``trainer_key``, and from here on the writer before may write no more.
+
+    ``after`` is the SHA-256 in hex of the segment that this one follows: what the writer before
+    wrote behind that is no part of the log. ``certificate`` is the log's root's for
+    ``trainer_key``; it is left out, on the wire too, where that is the trainer's key already.
+    """
+
+    epoch: int
+    holder: str
+    after: str
+    trainer_key: bytes
+    reason: str
+    certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
+
+
 class LatticeDeclared(_Event, frozen=True, tag="lattice.declared"):
     """The slots that were found in the host, and why each other module was left out."""
 
@@ -258,6 +275,7 @@ class RunEnded(_Event, frozen=True, tag="run.ended"):
 Event = (
     RunStarted
     | KeyCertified
+    | RunTakenOver
     | LatticeDeclared
     | BlueprintRegistered
     | PlateauDetected
@@ -275,6 +293,9 @@ Event = (
     | ReplicaChanged
     | RunEnded
 )
+
+OF_WRITERS = (KeyCertified, RunTakenOver)
+"""Kinds that tell who writes the log, and nothing of the model."""
 
 
 class Record(msgspec.Struct, frozen=True):

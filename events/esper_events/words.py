@@ -20,6 +20,7 @@ from esper_events.events import (
     ReplicaChanged,
     RunEnded,
     RunStarted,
+    RunTakenOver,
     SeedFolded,
     TransitionApplied,
     TransitionDecided,
@@ -52,6 +53,9 @@ def _say(event: Event) -> str:
         case KeyCertified():
             key = hashlib.sha256(event.certificate.key).hexdigest()
             return f"key ed25519:{key} certified as {event.certificate.role.value}"
+        case RunTakenOver():
+            why = f" ({event.reason})" if event.reason else ""
+            return f"run taken over by {event.holder} in lease epoch {event.epoch}{why}"
         case LatticeDeclared():
             left = f", {len(event.left_out)} modules left out" if event.left_out else ""
             names = ", ".join(slot.id for slot in event.slots) or "none"
