@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count as numbers
 from pathlib import Path
 
 from esper.log.errors import ConflictError, JournalError
 from esper.log.locks import FileLock
-from esper_events.files import sync_directory
+from esper_events.files import sync_directory, whole_file
 from esper_events.framing import LENGTH, frame, longest_valid_prefix, read_frames
 
 SEGMENTS = "segments"
+_LOCK = "lock"
+
+
+def writer_lock(directory: Path) -> FileLock:
+    """Held by the one process that writes the journal in ``directory``; a file of its own, because
+    the journal itself may be replaced."""
+    return FileLock(directory / _LOCK)
 
 
 class JournalStore:
@@ -29,7 +36,7 @@ class JournalStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.path = directory / SEGMENTS
-        self._lock = FileLock(self.path)
+        self._lock = writer_lock(directory)
         self._failure: JournalError | None = None
         self._descriptor: int | None = None
         try:
@@ -101,6 +108,25 @@ class JournalStore:
             os.ftruncate(self._writable(), size)
         except OSError as error:
             self._failure = JournalError(f"{self._failure}; nor could it be cut back: {error}")
+
+    def replace(self, segments: Iterable[bytes]) -> None:
+        """Let ``segments`` take the place of all that is here, at once: a crash leaves the one or
+        the other. Raises ``JournalError``, which is final for this object."""
+        if self._failure is not None:
+            raise self._failure
+        before, ends = self._writable(), [0]
+        try:
+            for draft in self.directory.glob(f".{SEGMENTS}.*"):
+                draft.unlink()  # What was killed while it wrote it.
+            with whole_file(self.path, replace=True) as file:
+                for segment in segments:
+                    ends.append(ends[-1] + file.write(frame(segment)))
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            self._failure = JournalError(f"cannot replace the journal {self.path}: {error}")
+            raise self._failure from error
+        os.close(before)
+        self._ends = ends[1:]
 
     def read(self, start: int = 0) -> Iterator[bytes]:
         """The segments from number ``start`` on; may run beside the writer."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper.log.errors import ConflictError, JournalError
-from esper.log.locks import FileLock
+from esper.log.journal import writer_lock
 from esper.log.sources import source_for
 from esper.log.store import RemoteStore
 from esper.log.workspace import Workspace
@@ -50,7 +50,7 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
     try:
         if not path.is_file():
             raise JournalError(f"holds no run, {JOURNAL} is missing: wanted a run's directory")
-        with FileLock(path) as lock:
+        with writer_lock(path.parent) as lock:
             if not lock.acquire():
                 raise ConflictError(
                     f"{path} is being written by a run, which keeps its copy level by itself"

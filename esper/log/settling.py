@@ -38,6 +38,7 @@ class Settling:
         self._lock = threading.Lock()
         self._waiting: deque[Written] = deque()
         self._shipped = 0
+        self._abandoned: BaseException | None = None
 
     def written(self, segment: Written) -> None:
         """The next segment is in the journal."""
@@ -52,17 +53,18 @@ class Settling:
             self._acknowledge()
 
     def abandon(self, error: BaseException) -> None:
-        """What still waits for the server will not be acknowledged."""
+        """What waits for the server, now or later, will not be acknowledged."""
         with self._lock:
-            for segment in self._waiting:
-                settle(segment.tickets, self._settled, error)
-            self._waiting.clear()
+            self._abandoned = self._abandoned or error
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
         while self._waiting:
             first = self._waiting[0]
-            if self._needs_server and first.segment >= self._shipped:
+            lost = self._abandoned if self._needs_server else None
+            if lost is None and self._needs_server and first.segment >= self._shipped:
                 return
             self._waiting.popleft()
-            self._records.extend(first.records)
-            settle(first.tickets, self._settled)
+            if lost is None:
+                self._records.extend(first.records)
+            settle(first.tickets, self._settled, lost)

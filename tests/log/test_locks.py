@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+from esper.log.journal import writer_lock
 from esper.log.locks import FileLock
 from support.log_runs import is_alive, published, python, wait_until
 
@@ -53,7 +54,7 @@ def test_a_forked_worker_keeps_no_lock_of_its_killed_parent(tmp_path: Path) -> N
     run.wait()
     worker = next(pid for pid in map(int, children) if is_alive(pid))
     try:
-        lock = FileLock(tmp_path / "journal" / "segments")
+        lock = writer_lock(tmp_path / "journal")
         wait_until(lock.acquire)
         lock.release()
         wait_until(lambda: not is_alive(server))
