@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
@@ -12,7 +12,7 @@ from esper_events.admission import Admission
 from esper_events.anchor import Anchor
 from esper_events.authority import Authority
 from esper_events.certificate import Certificate
-from esper_events.codec import decode_event
+from esper_events.codec import RUN_CODEC, Codec
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
 from esper_events.events import Event, Record, RunStarted, RunTakenOver
 from esper_events.keys import PublicKey
@@ -63,9 +63,10 @@ class Chain(abc.ABC, Generic[E, R]):
         self._watched: set[int] = set()
         self._refused = False
 
+    @property
     @abc.abstractmethod
-    def decode(self, data: bytes) -> E:
-        """The event whose canonical bytes are ``data``; raises ``CodecError``."""
+    def codec(self) -> Codec[E]:
+        """Reads the log's events."""
 
     @abc.abstractmethod
     def founder(self, event: E) -> Founder | None:
@@ -168,7 +169,7 @@ class Chain(abc.ABC, Generic[E, R]):
         if segment.key_id == trusted.id:
             return False
         try:
-            founder = self.founder(self.decode(segment.events[0]))
+            founder = self.founder(self.codec.decode(segment.events[0]))
         except CodecError:
             return False
         return founder is not None and founder.certificate is not UNSET
@@ -213,14 +214,21 @@ class Chain(abc.ABC, Generic[E, R]):
     def _read(self, segment: Segment, key: PublicKey, at: int) -> list[R]:
         place = Place(segment.log, key, segment.epoch, segment.first_index, segment.previous)
         records = []
-        for position in range(len(segment.events)):
-            index, event = self.events + position, self._decode(segment, position, at)
+        for index, event in enumerate(self._events_of(segment, at), self.events):
             reason = self.admit(event, place, index)
             if reason is not None:
-                raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
+                byte = at + segment.event_byte(index - self.events)
+                raise ChainError(reason, self.segments, byte, index)
             records.append(self.record(index, event))
         self._grow(segment.events)
         return records
+
+    def _events_of(self, segment: Segment, at: int) -> Iterable[E]:
+        """All at once; where one of them is none, one by one, to name the first fault there is."""
+        try:
+            return self.codec.decode_all(segment.events)
+        except CodecError:
+            return (self._decode(segment, number, at) for number in range(len(segment.events)))
 
     def _grow(self, leaves: Sequence[bytes]) -> None:
         start, done = self.events, 0
@@ -234,7 +242,7 @@ class Chain(abc.ABC, Generic[E, R]):
 
     def _decode(self, segment: Segment, position: int, at: int) -> E:
         try:
-            return self.decode(segment.events[position])
+            return self.codec.decode(segment.events[position])
         except CodecError as error:
             byte = at + segment.event_byte(position)
             index = segment.first_index + position
@@ -275,9 +283,10 @@ class ChainVerifier(Chain[Event, Record]):
         """Whether the last accepted event is the end of the run."""
         return self.admission.rules.ended
 
-    def decode(self, data: bytes) -> Event:
-        """The event whose canonical bytes are ``data``."""
-        return decode_event(data)
+    @property
+    def codec(self) -> Codec[Event]:
+        """That of runs."""
+        return RUN_CODEC
 
     def founder(self, event: Event) -> Founder | None:
         """The trainer that ``run.started`` names."""

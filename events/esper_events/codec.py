@@ -70,8 +70,29 @@ class Codec(Generic[E]):
         return event
 
     def decode_all(self, encoded: Sequence[bytes]) -> list[E]:
-        """The events whose canonical encodings are ``encoded``; raises as `decode` does."""
-        return [self.decode(data) for data in encoded]
+        """The events whose canonical encodings are ``encoded``: `decode` of each, in fewer steps.
+
+        Raises:
+            CodecError: `decode` refuses one of them.
+        """
+        if max(map(len, encoded), default=0) > MAX_EVENT_BYTES:
+            raise CodecError(f"one of {len(encoded)} events is over {MAX_EVENT_BYTES} bytes")
+        try:
+            events = list(map(self._decoder.decode, encoded))
+            canonical = _encoder.encode(events)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise CodecError(f"one of {len(encoded)} is no event: {error}") from error
+        # Each of ``encoded`` is one whole MessagePack object, and where an object ends follows from
+        # its own bytes: two rows of as many objects are equal only one by one.
+        if canonical != _array_header(len(encoded)) + b"".join(encoded):
+            raise CodecError(f"one of {len(encoded)} events is not canonically encoded")
+        return events
+
+
+def _array_header(length: int) -> bytes:
+    """What an array of ``length`` begins with."""
+    nothing = _encoder.encode([None] * length)
+    return nothing[: len(nothing) - length]
 
 
 def _capped(data: bytes) -> bytes:

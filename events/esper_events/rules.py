@@ -7,6 +7,8 @@ hold for every correct run, whatever its settings.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 from msgspec import UNSET
 
@@ -52,28 +54,12 @@ class Rules:
                 else f"the log begins with {_kind(event)}, wanted run.started"
             )
         self.started = True
-        return self._follow(event)
+        follow = _FOLLOWED.get(type(event))
+        return None if follow is None else follow(self, event)
 
-    def _follow(self, event: Event) -> str | None:
-        reason = None
-        match event:
-            case LatticeDeclared():
-                self._slots.update(slot.id for slot in event.slots)
-            case BlueprintRegistered():
-                reason = self._register(event)
-            case ControllerConsulted():
-                reason = self._consult(event)
-            case TransitionDecided():
-                reason = self._decide(event)
-            case TransitionApplied():
-                reason = self._apply(event)
-            case TransitionLapsed():
-                reason = self._close(event)
-            case SeedFolded():
-                reason = self._fold(event)
-            case RunEnded():
-                reason = self._end(event)
-        return reason
+    def _declare(self, event: LatticeDeclared) -> str | None:
+        self._slots.update(slot.id for slot in event.slots)
+        return None
 
     def _register(self, event: BlueprintRegistered) -> str | None:
         if hashlib.sha256(event.body).hexdigest() != event.blueprint:
@@ -155,6 +141,19 @@ class Rules:
             number = min(self.open)
             return f"the run completed, but decision {number} was neither applied nor lapsed"
         return None
+
+
+_FOLLOWED: dict[type[Event], Callable[[Rules, Any], str | None]] = {
+    LatticeDeclared: Rules._declare,
+    BlueprintRegistered: Rules._register,
+    ControllerConsulted: Rules._consult,
+    TransitionDecided: Rules._decide,
+    TransitionApplied: Rules._apply,
+    TransitionLapsed: Rules._close,
+    SeedFolded: Rules._fold,
+    RunEnded: Rules._end,
+}
+"""What the rules do with each kind that they follow; the others may stand anywhere in a run."""
 
 
 def _kind(event: Event) -> str:

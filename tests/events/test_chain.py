@@ -152,6 +152,16 @@ def test_an_event_that_is_not_canonical_is_refused_under_a_good_signature(run: R
     assert (error.segment, error.event) == (1, 3)
 
 
+def test_of_two_faults_in_a_segment_the_first_is_named(run: Run) -> None:
+    twice, bad = encode_event(started(run.key)), encode_event(PLATEAU)[:-1]
+    for events, reason in (([twice, bad], "second time"), ([bad, twice], "not an event")):
+        verifier = ChainVerifier()
+        verifier.accept(run.segments[0])
+        data = seal(events, log="run-1", first_index=3, previous=verifier.head, key=run.key)
+        error = refuses(verifier, data, reason)
+        assert (error.segment, error.event) == (1, 3)
+
+
 def test_a_verifier_that_refused_accepts_nothing_more(run: Run) -> None:
     verifier = ChainVerifier()
     verifier.accept(run.segments[0])

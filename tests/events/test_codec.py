@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from esper_events.codec import MAX_EVENT_BYTES, decode_event, encode_event
+from esper_events.codec import MAX_EVENT_BYTES, RUN_CODEC, decode_event, encode_event
 from esper_events.errors import CodecError
 from esper_events.events import Event, LatticeDeclared, PlateauDetected, SlotDeclared
 from esper_events.stages import Stage
@@ -31,6 +31,15 @@ def raw(**fields: object) -> bytes:
 def plateau(**changes: object) -> bytes:
     fields = {"kind": "plateau.detected", "step": 3, "figures": {"a": 1.0, "b": 2.0}, "time": 1.0}
     return raw(**(fields | changes))
+
+
+def is_encodable(event: Event) -> bool:
+    """Whether it is: integers beyond 64 bits and lone surrogates have no encoding."""
+    try:
+        encode_event(event)
+    except CodecError:
+        return False
+    return True
 
 
 @given(EVENTS)
@@ -209,3 +218,41 @@ def test_a_mutated_event_is_refused_or_is_canonical(event: Event, data: st.DataO
     bad = good[:at] + data.draw(st.binary(max_size=6)) + good[at + data.draw(st.integers(0, 4)) :]
     with contextlib.suppress(CodecError):
         assert encode_event(decode_event(bad)) == bad
+
+
+SPELLINGS = st.sampled_from(
+    [
+        plateau(figures={"a": 1.0}),
+        plateau(step=4),
+        plateau(figures={"b": 2.0, "a": 1.0}),
+        plateau()[:-1],
+        plateau() + b"\xc0",
+        b"",
+        b"\xc0",
+        raw(step=3, kind="plateau.detected", figures={}, time=1.0),
+    ]
+)
+
+
+@given(st.lists(st.one_of(SPELLINGS, EVENTS.filter(is_encodable).map(encode_event)), max_size=20))
+def test_many_events_are_read_as_each_of_them(encoded: list[bytes]) -> None:
+    try:
+        each = [decode_event(data) for data in encoded]
+    except CodecError:
+        with pytest.raises(CodecError):
+            RUN_CODEC.decode_all(encoded)
+    else:
+        assert list(map(encode_event, RUN_CODEC.decode_all(encoded))) == encoded
+        assert list(map(encode_event, each)) == encoded
+
+
+@pytest.mark.parametrize("at", range(1, len(plateau())))
+def test_an_event_cut_in_two_is_not_read_as_one(at: int) -> None:
+    with pytest.raises(CodecError):
+        RUN_CODEC.decode_all([plateau()[:at], plateau()[at:]])
+
+
+@pytest.mark.parametrize("count", [15, 16, 65_535, 65_536])
+def test_as_many_events_as_a_segment_holds_are_read_at_once(count: int) -> None:
+    data = encode_event(PlateauDetected(time=1.0, step=3, figures={}))
+    assert len(RUN_CODEC.decode_all([data] * count)) == count

@@ -36,3 +36,13 @@ def test_any_tree_has_the_root_of_the_definition(leaves: list[bytes]) -> None:
     for leaf in leaves:
         tree.append(leaf)
     assert (tree.size, tree.root()) == (len(leaves), defined_root(leaves))
+
+
+@given(st.lists(st.lists(st.binary(max_size=3), max_size=20), max_size=8))
+def test_leaves_may_come_in_any_parts(parts: list[list[bytes]]) -> None:
+    whole, apart = MerkleTree(), MerkleTree()
+    for part in parts:
+        whole.extend(part)
+        for leaf in part:
+            apart.append(leaf)
+        assert (whole.size, whole.root()) == (apart.size, apart.root())
