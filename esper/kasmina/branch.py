@@ -42,6 +42,13 @@ class Branch:
         self._states = OwnStates(update.stateful)
         self.steps = 0
 
+    @property
+    def finite(self) -> bool:
+        """Whether weights and optimizer state hold numbers alone."""
+        moments = (v for entries in self._moments.values() for v in entries.values())
+        held = [*self._weights.values(), *(v for v in moments if isinstance(v, Tensor))]
+        return all(bool(torch.isfinite(t).all()) for t in held if t.is_floating_point())
+
     def step(
         self,
         loss_fn: LossFunction,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import ops, residual
 from esper.kasmina.activation import activation, given, input_name, turned, with_activation
-from esper.kasmina.errors import SlotError
+from esper.kasmina.errors import SEED_FAULTS, Faults, SlotError
 from esper.kasmina.record import GrowthRecord, RecordError, as_tensor, decode_record, from_tensor
 from esper.kasmina.signature import Slot
 
@@ -69,7 +69,8 @@ class GraftedSeed(nn.Module):
 
     The value is ``h + alpha * body(x)`` with ``x`` the slot's activation ``h`` itself or the
     input of the span; ``h`` bit for bit while alpha is 0. While ``isolated``, ``x`` is detached:
-    the seed sends no gradient into the host through its input.
+    the seed sends no gradient into the host through its input, and what its body raises is noted
+    in ``faults``: the host then goes on with ``h``, as if the seed were not there.
 
     Compiled code asks two tensors whether it is isolated and how far it is blended, so that a host
     is compiled anew when a seed comes and not again when it becomes a fossil.
@@ -89,6 +90,7 @@ class GraftedSeed(nn.Module):
         super().__init__()
         self._record = None if record is None else record.encode()
         self.body = body
+        self.faults = Faults()
         self.key = ""
         self.source = slot.source
         self.batch_axis = slot.batch_axis
@@ -105,13 +107,23 @@ class GraftedSeed(nn.Module):
             inner = turned(gated(x, self.open), self.batch_axis)
             delta = turned(self.body(inner), self.batch_axis).to(h.dtype)
             return ops.graft_blend(h, delta, self.alpha)
-        if self.isolated:
-            x = x.detach()
-            grafted = residual.graft_body(h, x, self.body, self.alpha)
-            if grafted is not None:
-                return grafted
-        delta = turned(self.body(turned(x, self.batch_axis)), self.batch_axis).to(h.dtype)
-        return ops.graft_blend(h, delta, self.alpha) if self.isolated else h + delta
+        if not self.isolated:
+            return h + self._added(x, h)
+        try:
+            return self._blended(x.detach(), h)
+        except SEED_FAULTS as error:
+            # What traces or maps the host is told that it cannot; nothing else is a plain tensor.
+            if ops.transforms_active() or type(h) is not Tensor:
+                raise
+            self.faults.note(error)
+            return h
+
+    def _blended(self, x: Tensor, h: Tensor) -> Tensor:
+        grafted = residual.graft_body(h, x, self.body, self.alpha)
+        return ops.graft_blend(h, self._added(x, h), self.alpha) if grafted is None else grafted
+
+    def _added(self, x: Tensor, h: Tensor) -> Tensor:
+        return turned(self.body(turned(x, self.batch_axis)), self.batch_axis).to(h.dtype)
 
     @property
     def isolated(self) -> bool:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.kasmina.errors import IsolationError
+from esper.kasmina.errors import Faults, IsolationError
 from esper.kasmina.random_state import RandomState, cuda_in_use
 
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__) - {"training"}
-_IMMUTABLE = (
+_KEPT = (
     type(None),
     bool,
     int,
@@ -44,7 +44,9 @@ _IMMUTABLE = (
     types.ModuleType,
     nn.Module,
     nn.Parameter,
+    Faults,
 )
+"""What a guarded pass cannot change, or is to be seen afterwards: it is not copied."""
 
 
 def seed_everything(value: int) -> None:
@@ -138,7 +140,7 @@ def _copy_buffers(module: nn.Module, memo: dict[Any, Any]) -> None:
 
 def _copy_mutable(module: nn.Module, memo: dict[Any, Any]) -> None:
     for name, value in list(module.__dict__.items()):
-        if name in _MODULE_INTERNALS or isinstance(value, _IMMUTABLE):
+        if name in _MODULE_INTERNALS or isinstance(value, _KEPT):
             continue
         try:
             module.__dict__[name] = _copied(value, memo)
@@ -185,7 +187,7 @@ def _copied_tensor(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
 def _twin_tensors_within(value: object, memo: dict[Any, Any], seen: set[int]) -> None:
     """Enter what deepcopy does not manage: copies of the tensors inside a graph, and handles of
     hooks, of which a copy would hold the hooks of nobody."""
-    if isinstance(value, _IMMUTABLE) or id(value) in seen:
+    if isinstance(value, _KEPT) or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, RemovableHandle):

@@ -110,6 +110,11 @@ class Lattice:
         """The seed's alpha: exactly 0 before its blend and exactly 1 after it."""
         return self._table.alpha(seed)
 
+    def fault(self, seed: int) -> str:
+        """What the ``seed`` under test has raised in the host's own passes; empty for nothing."""
+        graft = self.grafts.get(seed)
+        return "" if graft is None else graft.faults.first
+
     def remove(self, seed: Seed) -> None:
         """Take ``seed`` out of the forward path and the optimizer; the host's tensors stay."""
         graft = self.grafts.pop(seed.id, None)

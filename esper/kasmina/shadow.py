@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.errors import SEED_FAULTS as SEED_FAULTS
 from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.seed import Seed, evaluating, switched_on
 
 LossFunction = Callable[[Any], Tensor]
 """The user's own objective: a batch in, a scalar loss out, the model called inside."""
-
-SEED_FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
-"""What a seed's body raises on an activation that it cannot take. The trial then ends, and the
-host trains on; a fault of the user's own objective shows in the host's pass just as well."""
 
 
 def scalar_loss(loss: object) -> Tensor:

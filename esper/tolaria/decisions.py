@@ -67,7 +67,7 @@ class Change:
     apply: Callable[[int], Effect]
     still_holds: Callable[[], bool]
     lapsed: Callable[[], None]
-    removal: Literal["", "removed", "fork"] = ""
+    removal: Literal["", "removed", "fork", "snapshot"] = ""
     objective: Objective = "shadow"
     consulted: int | None = None
 
@@ -202,7 +202,7 @@ class Decisions:
             return False
         self._breaker.answered(step)
         if not change.still_holds():
-            self._lapse(entry, step, "overtaken by another change of this seed")
+            self._lapse(entry, step, "overtaken by what has happened since")
             return False
         try:
             effect = change.apply(step)

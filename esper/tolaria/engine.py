@@ -8,7 +8,6 @@ next batch on, at an alpha of exactly 0.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +28,7 @@ from esper.tamiyo.interface import (
 )
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions, Ticket
+from esper.tolaria.explosion import TrainingLoss
 from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.nursery import Nursery
@@ -39,8 +39,6 @@ from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
 from esper_events.events import ControllerConsulted, PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
-
-_MEMORY = 0.98
 
 
 class Engine:
@@ -62,7 +60,7 @@ class Engine:
         self._log = log
         self._asking = False
         self._recorded_at = 0
-        self._typical_loss: float | None = None
+        self._training_loss = TrainingLoss(settings.explosion)
 
     @property
     def idle(self) -> bool:
@@ -104,7 +102,8 @@ class Engine:
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
         observing = step % self._observation_interval() == 0
-        self._follow_with_fork(step, batch, loss)
+        self._follow_with_fork(batch, loss)
+        self._judge_graft(step, loss)
         if step % self._settings.shadow_every == 0:
             self._train_trials(step, self._context.update.one(batch))
         applied = self.decisions.settle(step)
@@ -153,9 +152,8 @@ class Engine:
         """Fossils and live seeds as a person sees them, oldest first."""
         return self.watch.rows()
 
-    def _follow_with_fork(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
+    def _follow_with_fork(self, batch: Any, loss: Tensor | float | None) -> None:
         if self.transitions.fork is None:
-            self._typical_loss = None
             return
         if isinstance(loss, Tensor) and awaits_backward(loss):
             raise RuntimeError(
@@ -165,24 +163,22 @@ class Engine:
             )
         self.transitions.fork.follow(batch)
         self.lattice.tick()
-        if loss is None:
+
+    def _judge_graft(self, step: int, loss: Tensor | float | None) -> None:
+        """End the seed under test where it has failed in the host's own pass, or spoilt it."""
+        if self.transitions.fork is None:
+            self._training_loss.forget()
             return
         # A loss of the loop still carries its graph, of which a plain float() warns.
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        if not self._exploded(value) or not self.decisions.allowed(step):
-            return
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss or 0.0)
+        exploded = loss is not None and self._training_loss.explodes(value)
         for trial in self.watch.in_stages(BLENDED):
-            self.transitions.cull(trial, step, f"training loss exploded to {value:g}")
-
-    def _exploded(self, loss: float) -> bool:
-        """Whether ``loss`` is no number, or far above its running mean since the graft began."""
-        typical = loss if self._typical_loss is None else self._typical_loss
-        if not math.isfinite(loss) or loss - typical > abs(typical) * (
-            self._settings.explosion - 1.0
-        ):
-            return True
-        self._typical_loss = _MEMORY * typical + (1.0 - _MEMORY) * loss
-        return False
+            if fault := self.lattice.fault(trial.seed.id):
+                trial.broken = f"it failed in the host: {fault}"
+            elif exploded:
+                trial.broken = f"training loss exploded to {value:g}"
+            if trial.broken and self.decisions.allowed(step):
+                self.transitions.cull(trial, step, trial.broken, delay=0)
 
     def _train_trials(self, step: int, batch: Any) -> None:
         trials = [t for t in self.watch.in_stages(frozenset({Stage.TRAINING})) if not t.stopped]

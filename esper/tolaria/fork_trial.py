@@ -15,6 +15,7 @@ from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction, held_out_losses
 from esper.telemetry.drift import activations, cosines
 from esper.telemetry.layers import Layer
+from esper.tolaria.explosion import exploded
 from esper.tolaria.statistics import PairedGain, paired_gain
 
 _LOOKED_AT = 64
@@ -22,7 +23,10 @@ _LOOKED_AT = 64
 
 
 class ForkTrial:
-    """A branch of host and optimizer that trains beside the grown host until the gate decides."""
+    """A branch of host and optimizer that trains beside the grown host until the gate decides.
+
+    A second one stays as it was taken: the snapshot to go back to where both are spoilt.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class ForkTrial:
         self._optimizer = optimizer
         self._loss_fn = loss_fn
         self._branch = Branch(model, optimizer, update)
+        self._start = Branch(model, optimizer, update)
         self._used = [hyperparameters_of(group) for group in optimizer.param_groups]
         self._inside = False
         self._hook = optimizer.register_step_post_hook(self._remember_hyperparameters)
@@ -49,8 +54,26 @@ class ForkTrial:
 
     @property
     def steps(self) -> int:
-        """Steps that the fork has trained: what the comparison has cost."""
+        """Steps that the fork has trained: what the comparison has cost, and the snapshot's age."""
         return self._branch.steps
+
+    @property
+    def finite(self) -> bool:
+        """Whether the fork's weights and optimizer state hold numbers alone."""
+        return self._branch.finite
+
+    def spoilt(self, batches: Sequence[Any], explosion: float) -> bool:
+        """Whether nobody can go on with the fork: it holds what is no number, or its mean loss on
+        ``batches`` has exploded since it was taken."""
+        if not self.finite:
+            return True
+        before, now = (self._loss_of(branch, batches) for branch in (self._start, self._branch))
+        return math.isfinite(before) and exploded(now, before, explosion)
+
+    def _loss_of(self, branch: Branch, batches: Sequence[Any]) -> float:
+        with branch.entered():
+            losses = held_out_losses(self._model, self._loss_fn, batches)
+        return sum(losses) / len(losses)
 
     def follow(self, batch: Any) -> float:
         """Train the fork on the batch that the live host has just been trained on."""
@@ -99,6 +122,11 @@ class ForkTrial:
         """Let the fork go on in the grown host's place."""
         self._hook.remove()
         self._branch.adopt()
+
+    def restore(self) -> None:
+        """Let the host go on from where the fork was taken."""
+        self._hook.remove()
+        self._start.adopt()
 
     def discard(self) -> None:
         """End the fork; the grown host goes on."""

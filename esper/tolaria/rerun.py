@@ -195,7 +195,7 @@ class Rerun:
             self.transitions.germinate(self._born(decided, step), step, decided.reason)
         elif decided.target is Stage.CULLED:
             trial = self.transitions.trials[decided.seed]
-            self.transitions.cull(trial, step, decided.reason)
+            self.transitions.cull(trial, step, decided.reason, removal=decided.removal)
         else:
             trial = self.transitions.trials[decided.seed]
             self.transitions.advance(trial, step, decided.reason)

@@ -24,7 +24,7 @@ from esper_events.stages import BLENDED, Stage
 
 _logger = logging.getLogger("esper.tolaria")
 
-Removal = Literal["", "removed", "fork"]
+Removal = Literal["", "removed", "fork", "snapshot"]
 
 NEXT = {
     Stage.GERMINATED: Stage.TRAINING,
@@ -213,9 +213,12 @@ class Transitions:
         reason: str,
         delay: int | None = None,
         consulted: int | None = None,
+        removal: Removal = "",
     ) -> None:
-        """Decide that ``trial`` ends: by removal, or by the fork once it is in the forward path.
+        """Decide that ``trial`` ends.
 
+        Unless ``removal`` says how: before its graft it is removed; from then on the fork goes on
+        in the host's place, or, where that is spoilt too, the snapshot of when the graft began.
         Whatever else was under way for it lapses: it must not fossilize on its way out.
         """
         if self._decisions.heading(trial.seed.id, Stage.CULLED):
@@ -223,15 +226,14 @@ class Transitions:
         self._decisions.withdraw(trial.seed.id, step, reason)
         if live_stage(self._lattice, trial) is Stage.DORMANT:
             return
-        blended = live_stage(self._lattice, trial) in BLENDED
+        removal = removal or self._removal(trial)
 
         def apply(at: int) -> Effect:
             effect = self._entered(trial, at)
-            self._take_out(trial)
+            lost = self._take_out(trial, removal)
             self._cool_down(trial, at)
-            return effect
+            return replace(effect, steps_lost=lost)
 
-        removal: Removal = "fork" if blended else "removed"
         self._decide(
             trial,
             step,
@@ -251,7 +253,7 @@ class Transitions:
 
     def release(self) -> None:
         """Let go of the optimizer when a silent log kept a graft from ever being decided."""
-        self._end_fork(adopt=False)
+        self._end_fork("")
 
     def _start_training(self, trial: Trial) -> None:
         give_optimizer(self._lattice, trial.seed, self._settings.seed_lr_scale)
@@ -281,7 +283,7 @@ class Transitions:
         self.fork = fork
 
     def _fossilize(self, trial: Trial) -> None:
-        self._end_fork(adopt=False)
+        self._end_fork("")
         self._lattice.fossilize(trial.seed)
         self.fossils.append(trial)
         del self.trials[trial.seed.id]
@@ -312,23 +314,41 @@ class Transitions:
             ),
         )
 
-    def _take_out(self, trial: Trial) -> None:
-        # The seed leaves the modules that it was put into; the fork's own state, taken before it
-        # came, knows nothing of it.
+    def _removal(self, trial: Trial) -> Removal:
+        """How ``trial`` leaves the host as things stand."""
+        if self.fork is None or live_stage(self._lattice, trial) not in BLENDED:
+            return "removed"
+        batches, explosion = self._context.parts.watch, self._settings.explosion
+        return "snapshot" if self.fork.spoilt(batches, explosion) else "fork"
+
+    def _fit(self, removal: Removal) -> bool:
+        """Whether what is to go on in the host's place has not been spoilt since."""
+        return removal != "fork" or self.fork is None or self.fork.finite
+
+    def _take_out(self, trial: Trial, removal: Removal) -> int:
+        """Let the seed leave the host; the steps of training that are lost with it."""
+        # It leaves the modules that it was put into; the state of the fork and of the snapshot,
+        # taken before it came, knows nothing of it.
         self._lattice.remove(trial.seed)
-        if live_stage(self._lattice, trial) in BLENDED:
-            self._end_fork(adopt=True)
+        lost = self._end_fork(removal)
         self._lattice.advance(trial.seed, Stage.CULLED)
         self._lattice.forget(trial.seed)
         self._cooling[trial.seed.id] = self.trials.pop(trial.seed.id)
+        return lost
 
-    def _end_fork(self, *, adopt: bool) -> None:
-        if self.fork is not None:
-            if adopt:
-                self.fork.adopt()
-            else:
-                self.fork.discard()
-        self.fork = None
+    def _end_fork(self, removal: Removal) -> int:
+        """Let the grown host go on, or what the seed's ``removal`` names; the steps lost."""
+        if self.fork is None or removal == "removed":
+            return 0
+        fork, self.fork = self.fork, None
+        if removal == "snapshot":
+            fork.restore()
+            return fork.steps
+        if removal == "fork":
+            fork.adopt()
+        else:
+            fork.discard()
+        return 0
 
     def _cool_down(self, trial: Trial, step: int) -> None:
         """Decide the next step of a culled seed's way back."""
@@ -377,7 +397,7 @@ class Transitions:
             target=target,
             reason=reason,
             apply=apply,
-            still_holds=lambda: live_stage(self._lattice, trial) is source,
+            still_holds=lambda: live_stage(self._lattice, trial) is source and self._fit(removal),
             lapsed=lapsed,
             removal=removal,
             objective=trial.seed.objective if target is Stage.GERMINATED else "shadow",

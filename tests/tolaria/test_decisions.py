@@ -145,7 +145,7 @@ def test_a_change_that_was_overtaken_lapses(log: FakeLog) -> None:
         ours.settle(step)
     assert seed.applied == [3]
     assert seed.stage is Stage.CULLED
-    assert reasons(log) == ["overtaken by another change of this seed"]
+    assert reasons(log) == ["overtaken by what has happened since"]
 
 
 def test_withdrawing_touches_one_seed_and_abandoning_all(log: FakeLog) -> None:
