@@ -1,166 +1,207 @@
-"""The kill campaign: runs killed at random moments, resumed, and held to the bits of one that
-nothing interrupted and to a re-run of their own log.
+"""The kill campaign: trainer, server, or both killed with SIGKILL at any moment, again and again.
 
-Each trial starts ``esper train`` as a process of its own, kills it with SIGKILL after a random part
-of the whole run's time, resumes it (killing the resumed one too in every third trial), then
-verifies and re-runs its log, and tells how many steps were trained a second time. The kills go in
-turn over the configs, which need ``sync_decisions = true``: without, no two runs decide at the same
-steps.
+A trial trains a small network that grows, in a process of its own with a nats-server of its own.
+One to three times the process is killed, at a random time or at a random one of the calls by which
+it touches files and server; the server, or the server's supervisor, is killed too. Each time the
+run is resumed. Then nothing that was ever acknowledged may be lost, changed or doubled, log,
+stream and proofs must agree, and weights and lattice must have the bits that a re-run of the log
+gives; where decisions wait for the log, those of a run that nobody killed, and its events too.
+
+Every process is a fork of this one, which has loaded torch and trained nothing.
 """
 
 from __future__ import annotations
 
-import random
-import shutil
-import signal
-import subprocess
+import argparse
+import gc
+import itertools
+import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
-from benchmarks.commands import EXAMPLES, Popen, copied, esper, parser, told
-from esper_events.errors import ChainError
-from esper_events.reader import LogReader
+import msgspec
+import torch
+import torch._dynamo  # What an optimizer loads at its first use: once, for all forks.
 
-
-@dataclass(frozen=True)
-class Whole:
-    """The run of a config that nothing interrupts: its final bits, the seconds until its log
-    began, and those from there to its end."""
-
-    config: Path
-    final_weights: str
-    start: float
-    seconds: float
+from benchmarks.forks import in_forks
+from benchmarks.kill_checks import Promise
+from benchmarks.kill_run import MODES, Mode, Place, Whole, whole
+from benchmarks.kill_trial import Outcome, run_trial
+from esper.tolaria.data import load
 
 
-def whole(directory: Path, config: Path) -> Whole:
-    """Train ``config`` from its start to its end."""
-    name, start = f"{config.stem}-whole", time.perf_counter()
-    process = train(directory, config, name)
-    await_log(process, directory / name)
-    begun = time.perf_counter()
-    done = told(process)
-    return Whole(config, done["final_weights"], begun - start, time.perf_counter() - begun)
+class Figures(msgspec.Struct, frozen=True):
+    """What a campaign came to. Counts: ``kills`` by victim, of which ``at_calls`` came at a call
+    of one of ``kinds_of_calls``; ``ways`` in which runs went on after a kill of the trainer;
+    ``unacknowledged`` and ``torn``, kills that left events that nobody had been promised, and a
+    half-written segment; ``runs`` by mode, the changes ``applied`` in them and those that lapsed
+    ``unanswered``; and broken promises, one by one."""
 
-
-def train(directory: Path, config: Path, name: str) -> Popen:
-    """Start a run of ``config`` that is kept under ``name``."""
-    return esper(directory, "train", config, "--run-dir", name, "--no-controls", "--json")
-
-
-def resume(directory: Path, name: str) -> Popen:
-    """Start to go on with the run ``name``."""
-    return esper(directory, "train", "--resume", name, "--no-controls", "--json")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """``problem`` is empty when all holds; the run went on after ``resumed_at``, and its log told
-    of ``head``."""
-
-    problem: str
-    resumed_at: int = 0
-    head: int = 0
+    seed: int
+    kills: dict[str, int]
+    at_calls: int
+    kinds_of_calls: int
+    ways: dict[str, int]
+    unacknowledged: int
+    torn: int
+    runs: dict[str, int]
+    applied: int
+    unanswered: int
+    broken: dict[str, int]
 
     @property
-    def again(self) -> int:
-        """Steps that were trained a second time, at least."""
-        return self.head - self.resumed_at
+    def good(self) -> bool:
+        """Whether no promise was broken."""
+        return not any(self.broken.values())
+
+    def __str__(self) -> str:
+        lines = [
+            f"{sum(self.kills.values())} kills ({_listed(self.kills)}) in "
+            f"{sum(self.runs.values())} runs ({_listed(self.runs)}) with {self.applied} changes, "
+            f"{self.unanswered} more lapsed unanswered",
+            f"at a call: {self.at_calls}, of {self.kinds_of_calls} kinds; at any time: "
+            f"{sum(self.kills.values()) - self.at_calls}",
+            f"killed trainers went on {_listed(self.ways)}; {self.unacknowledged} of these kills "
+            f"left events that were not acknowledged yet, {self.torn} a torn write",
+            f"broken promises: {_listed(self.broken)}",
+        ]
+        return "\n".join(lines)
 
 
-def head(run: Path) -> int:
-    """The last step that the log of ``run`` tells of."""
-    try:
-        return max(getattr(record.event, "step", 0) for record in LogReader(run).records())
-    except (ChainError, ValueError):  # Torn by the kill, or with nothing in it.
-        return 0
+def figures(seed: int, outcomes: list[Outcome]) -> Figures:
+    """The figures of a campaign."""
+    strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    kills = [kill for outcome in outcomes for kill in outcome.kills]
+    calls = [strike.label for strike in strikes if not isinstance(strike.moment, float)]
+    broken = Counter(v.promise for outcome in outcomes for v in outcome.violations)
+    return Figures(
+        seed=seed,
+        kills=dict(Counter(strike.victim for strike in strikes)),
+        at_calls=len(calls),
+        kinds_of_calls=len(set(calls)),
+        ways=dict(Counter(kill.way for kill in kills)),
+        unacknowledged=sum(kill.unacknowledged > 0 for kill in kills),
+        torn=sum(kill.torn > 0 for kill in kills),
+        runs=dict(Counter(outcome.mode for outcome in outcomes)),
+        applied=sum(outcome.applied for outcome in outcomes),
+        unanswered=sum(outcome.unanswered for outcome in outcomes),
+        broken={promise: broken[promise] for promise in get_args(Promise)},
+    )
 
 
-def await_log(process: Popen, run_dir: Path) -> None:
-    """Return when the log of the run has begun, or the process has ended."""
-    segments = run_dir / "journal" / "segments"
-    while process.poll() is None and not (segments.exists() and segments.stat().st_size > 0):
-        time.sleep(0.01)
-
-
-def killed(process: Popen, after: float) -> bool:
-    """Kill ``process`` after so many seconds; False when it had ended by itself."""
-    try:
-        process.communicate(timeout=after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    return False
-
-
-def cut_short(directory: Path, run: Whole, name: str, draw: random.Random) -> None:
-    """Start a run and kill it at a random moment after its log has begun."""
-    while True:
-        process = train(directory, run.config, name)
-        await_log(process, directory / name)
-        if killed(process, draw.random() * run.seconds):
-            return
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def trial(directory: Path, number: int, run: Whole) -> Trial:
-    """Kill and resume one run."""
-    draw, name = random.Random(number), f"{run.config.stem}-{number}"
-    cut_short(directory, run, name, draw)
-    if number % 3 == 0:
-        killed(resume(directory, name), draw.random() * (run.start + run.seconds))
-    came_to, resumed_at = head(directory / name), 0
-    # A kill in the middle of a write leaves a torn end, which fails until the run is resumed.
-    if not told(esper(directory, "verify", name, "--json"), good=(0, 1))["ended"]:
-        resumed_at = told(resume(directory, name))["resumed_at"]
-    return Trial(problem_of(directory, name, run), resumed_at, max(came_to, resumed_at))
-
-
-def problem_of(directory: Path, name: str, run: Whole) -> str:
-    """What does not hold of a resumed run; the empty string when all does."""
-    if not told(esper(directory, "verify", name, "--json"))["ended"]:
-        return "its log has no end"
-    again = told(esper(directory, "rerun", name, "--json"), good=(0, 1))
-    if not again["identical"]:
-        return f"a re-run of its log has other bits: {again['difference']}"
-    if again["logged_weights"] != run.final_weights:
-        return "its bits are not those of the run that nothing interrupted"
-    return ""
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the campaign; exit 1 when any run does not end as it must."""
-    options = parser(__doc__, EXAMPLES[:1])
-    options.add_argument("--kills", type=int, default=20, help="in turn over the configs")
-    chosen = options.parse_args(arguments)
-    done: list[Trial] = []
-    with tempfile.TemporaryDirectory(prefix="esper-kills-") as place:
-        directory = Path(place)
-        configs = [copied(config, directory, chosen.steps) for config in chosen.config]
-        runs = [whole(directory, config) for config in configs]
-        for number in range(chosen.kills):
-            run = runs[number % len(runs)]
-            start = time.perf_counter()
-            done.append(trial(directory, number, run))
-            last = done[-1]
-            print(
-                f"kill {number}, {run.config.stem}: {last.problem or 'ends as it must'}, from step "
-                f"{last.resumed_at}, {last.again} steps again "
-                f"({time.perf_counter() - start:.0f} s)",
-                flush=True,
-            )
-    good = sum(not each.problem for each in done)
-    kept = sum(each.resumed_at > 0 for each in done)
+    """Run the campaign; exit 1 when any promise was broken."""
+    chosen = _options().parse_args(arguments)
+    _prepare()
+    with tempfile.TemporaryDirectory(prefix="esper-kills-") as scratch:
+        outcomes = list(_campaign(chosen, Path(scratch)))
+    found = figures(chosen.seed, outcomes)
+    print(found)
+    print(f"{_processor_seconds():.0f} seconds of processor time, those of the servers left out")
+    if chosen.json is not None:
+        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return 0 if found.good else 1
+
+
+def _prepare() -> None:
+    """Load what every fork needs, and train nothing."""
+    torch.set_num_threads(1)
+    load(MODES[0].config().data)
+    gc.freeze()  # Forks would copy pages only to note that nothing there is garbage.
+
+
+def _campaign(chosen: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
+    """The outcomes of all trials, those of an earlier call in the file of progress included."""
+    began, killed = time.perf_counter(), 0
+    done: set[int] = set()
+    for outcome in _earlier(chosen.progress):
+        done.add(outcome.number)
+        killed += len(outcome.strikes)
+        yield outcome
+    wholes = _wholes(scratch, chosen.seeds, chosen.jobs)
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count(chosen.first):
+            if killed >= chosen.kills:
+                return
+            if number not in done:
+                yield number
+
+    def one(number: int) -> Outcome:
+        base = chosen.keep.absolute() / f"kill-{chosen.seed}-{number}"
+        return run_trial(base, number, chosen.seed, wholes[number % len(wholes)])
+
+    for outcome in in_forks(one, numbers(), chosen.jobs):
+        killed += len(outcome.strikes)
+        _tell(outcome, chosen, killed, time.perf_counter() - began)
+        if chosen.progress is not None:
+            with chosen.progress.open("ab") as file:
+                file.write(msgspec.json.encode(outcome) + b"\n")
+        yield outcome
+
+
+def _processor_seconds() -> float:
+    own, forks = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + forks.ru_utime + forks.ru_stime
+
+
+def _earlier(progress: Path | None) -> list[Outcome]:
+    if progress is None or not progress.exists():
+        return []
+    return [msgspec.json.decode(line, type=Outcome) for line in progress.open("rb")]
+
+
+def _wholes(scratch: Path, seeds: int, jobs: int) -> list[Whole]:
+    """A run of each mode and seed that nobody kills."""
+
+    def one(chosen: tuple[int, Mode]) -> Whole:
+        seed, mode = chosen
+        return whole(Place(scratch / f"{mode.sync}-{mode.ack}-{seed}"), mode, seed)
+
+    return list(in_forks(one, itertools.product(range(seeds), MODES), jobs))
+
+
+def _tell(outcome: Outcome, chosen: argparse.Namespace, killed: int, seconds: float) -> None:
+    strikes = "; ".join(map(str, outcome.strikes)) or "nobody"
     print(
-        f"{len(done)} runs killed at random moments and resumed: {good} end as they must; {kept} "
-        f"went on from a checkpoint, {sum(each.again for each in done)} of "
-        f"{sum(each.head for each in done)} steps were trained a second time"
+        f"trial {outcome.number} ({outcome.mode}, seed {outcome.seed}), killed {strikes}: "
+        f"{'NOT as it must' if outcome.violations else 'ends as it must'} "
+        f"({outcome.seconds:.1f} s; {killed} of {chosen.kills} kills, {seconds:.0f} s)",
+        flush=True,
     )
-    return 0 if good == len(done) else 1
+    for violation in outcome.violations:
+        print(f"  {violation}", flush=True)
+    if outcome.violations:
+        again = f"--seed {chosen.seed} --seeds {chosen.seeds} --first {outcome.number} --kills 1"
+        print(
+            f"  kept in {chosen.keep / f'kill-{chosen.seed}-{outcome.number}'}; its strikes once "
+            f"more: python -m benchmarks.kill_campaign {again}",
+            flush=True,
+        )
+
+
+def _options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    options.add_argument("--kills", type=int, default=1000, help="at least so many")
+    options.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    options.add_argument("--seeds", type=int, default=3, help="runs of each mode, to be killed")
+    options.add_argument("--first", type=int, default=0, help="number of the first trial")
+    options.add_argument("--jobs", type=int, default=2, help="trials at a time")
+    options.add_argument(
+        "--keep", type=Path, default=Path("build/kills"), help="where runs are, and bad ones stay"
+    )
+    options.add_argument("--progress", type=Path, help="a file of trials, to go on with later")
+    options.add_argument("--json", type=Path, help="write the figures to this file")
+    return options
 
 
 if __name__ == "__main__":

@@ -211,9 +211,9 @@ class JetStreamStore:
         if self._connection.lost:
             raise StoreUnavailableError(f"{self._connection.name}: the connection was lost")
 
-    def beside(self, log: str) -> JetStreamStore:
+    def beside(self, log: str, create: bool) -> JetStreamStore:
         """Another log on the same server, over this store's connection."""
-        return JetStreamStore(self._connection, log)
+        return JetStreamStore(self._connection, log, create=create)
 
     def close(self) -> None:
         """Close the connection, where it is this store's own."""

@@ -9,7 +9,6 @@ from esper.log.endpoint import Endpoint
 from esper.log.errors import StoreUnavailableError
 from esper.log.jetstream import JetStreamStore
 from esper.log.server import EmbeddedServer, find_binary
-from esper.log.store import RemoteStore, StoreSource
 from esper.log.workspace import Workspace
 
 _RETRY_SECONDS = 0.05
@@ -25,14 +24,14 @@ class EmbeddedSource:
         self._log = log
         self._timeout = timeout
 
-    def connect(self) -> RemoteStore:
+    def connect(self, create: bool = True) -> JetStreamStore:
         """A store on a server that was proved to sync; raises ``LogError``."""
         deadline = time.monotonic() + self._timeout
         while True:
             endpoint = self._server.endpoint()
             try:
                 prove_embedded(endpoint, timeout=self._timeout)
-                return JetStreamStore(endpoint, self._log, timeout=self._timeout)
+                return JetStreamStore(endpoint, self._log, timeout=self._timeout, create=create)
             except StoreUnavailableError:
                 # A server that was just killed is still published for a moment.
                 if time.monotonic() > deadline:
@@ -53,15 +52,15 @@ class UserSource:
         self._log = log
         self._timeout = timeout
 
-    def connect(self) -> RemoteStore:
+    def connect(self, create: bool = True) -> JetStreamStore:
         """A store on the user's server; raises ``LogError``."""
-        return JetStreamStore(self._endpoint, self._log, timeout=self._timeout)
+        return JetStreamStore(self._endpoint, self._log, timeout=self._timeout, create=create)
 
     def close(self) -> None:
         """Nothing is held between connections."""
 
 
-def source_for(log: str, workspace: Workspace, nats: str | None) -> StoreSource:
+def source_for(log: str, workspace: Workspace, nats: str | None) -> EmbeddedSource | UserSource:
     """The user's server at the URL ``nats``, or the workspace's own.
 
     Raises ``LogError`` for a URL that is none, or when there is no nats-server to start.

@@ -36,6 +36,10 @@ class RemoteStore(Store, Protocol):
     def check(self) -> None:
         """Raise ``StoreUnavailableError`` when the connection is known to be gone."""
 
+    def beside(self, log: str, create: bool) -> SharedStore:
+        """The store of a shared log over the same connection; raises as
+        ``SharedSource.connect``."""
+
 
 class StoreSource(Protocol):
     """Where a replica gets its store from, again and again when the connection is lost."""
@@ -49,3 +53,25 @@ class StoreSource(Protocol):
 
     def close(self) -> None:
         """The run needs the source no more."""
+
+
+class SharedStore(RemoteStore, Protocol):
+    """A store that others append to as well."""
+
+    def refresh(self) -> int:
+        """The number of segments that are there now, which is ``count`` from then on."""
+
+
+class SharedSource(Protocol):
+    """Where a shared log gets its store from."""
+
+    @property
+    def name(self) -> str:
+        """For people; without credentials."""
+
+    def connect(self, create: bool) -> SharedStore:
+        """A fresh store; raises ``MissingStreamError`` where there is none and none is to be
+        created, ``LogError`` when there is none to be had now."""
+
+    def close(self) -> None:
+        """The log is needed no more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from esper.log.errors import LogError
@@ -121,6 +122,26 @@ class Workspace:
     def attach_server(self) -> EmbeddedServer:
         """A share in the workspace's nats-server; its ``endpoint()`` starts the server."""
         return EmbeddedServer(self._directory("server"))
+
+    def registry_file(self, server: str) -> Path:
+        """Where the workspace keeps what it has seen of the registry of the server named so."""
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", server)
+        return self._directory("registry") / f"{name}.segments"
+
+    def note_run(self, log: str, run_dir: Path) -> None:
+        """Remember where the run with the log id ``log`` lies; raises ``LogError``."""
+        path = self._directory("runs") / log
+        try:
+            path.write_text(f"{run_dir.absolute()}\n", encoding="utf-8")
+        except OSError as error:
+            raise LogError(f"{path}: cannot be written: {error}") from error
+
+    def run_directory(self, log: str) -> Path | None:
+        """Where the run with this log id was when it was last written, if that is known."""
+        try:
+            return Path((self.path / "runs" / log).read_text(encoding="utf-8").rstrip("\n"))
+        except (OSError, ValueError):
+            return None
 
     def _directory(self, name: str) -> Path:
         directory = self.path / name

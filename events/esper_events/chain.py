@@ -93,6 +93,10 @@ class Chain(abc.ABC, Generic[E, R]):
     def record(self, index: int, event: E) -> R:
         """``event`` with its place in the log."""
 
+    def is_signed(self, segment: Segment, key: PublicKey) -> bool:
+        """Whether the signature of ``segment`` is that of ``key``."""
+        return segment.is_signed_by(key)
+
     @property
     def events(self) -> int:
         """Events accepted so far; also the index of the next one."""
@@ -197,7 +201,7 @@ class Chain(abc.ABC, Generic[E, R]):
         reason = None
         if segment.key_id != key.id:
             reason = f"signed by key {segment.key_id.hex()}, wanted {key.id.hex()}"
-        elif not segment.is_signed_by(key):
+        elif not self.is_signed(segment, key):
             reason = "the signature does not fit the bytes"
         elif self.log and segment.log != self.log:
             reason = f"belongs to log {segment.log!r}, not to {self.log!r}"

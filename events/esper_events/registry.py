@@ -60,8 +60,8 @@ class HeadRecorded(_Entry, frozen=True, tag="registry.head_recorded"):
 class JobSubmitted(_Entry, frozen=True, tag="job.submitted"):
     """Work for a daemon: train what ``config`` says, its relative paths taken from ``directory``.
 
-    0 stands for no limit in ``memory`` and ``seconds``; after ``attempts`` leases that expired the
-    job is parked.
+    0 stands for no limit in ``memory`` (bytes), ``seconds`` and ``attempts``, the number of leases
+    that may expire before the job is parked.
     """
 
     job: str
@@ -101,7 +101,8 @@ class JobReleased(_Entry, frozen=True, tag="job.released"):
 
 
 class JobParked(_Entry, frozen=True, tag="job.parked"):
-    """The job is not tried again: it failed in lease ``epoch``, or its leases expired too often."""
+    """The job is not tried again: it failed in lease ``epoch`` (-1 where none was granted), or its
+    leases expired too often."""
 
     job: str
     epoch: int

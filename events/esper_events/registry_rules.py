@@ -6,7 +6,7 @@ These checks hold for every correct history of a registry, whoever writes in it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from esper_events.checkpoint import SignedCheckpoint, parse_checkpoint
 from esper_events.errors import CheckpointError, PublicKeyError
@@ -30,17 +30,23 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _GENESIS = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class RegisteredRun:
     """A run as the registry knows it; ``heads`` are its checkpoints in order, each larger than the
     one before."""
 
+    log: str
     trainer: PublicKey
     genesis: str
-    heads: list[SignedCheckpoint] = field(default_factory=list)
+    heads: tuple[SignedCheckpoint, ...] = ()
+
+    @property
+    def events(self) -> int:
+        """How many events it had when its head was last recorded."""
+        return self.heads[-1].checkpoint.size if self.heads else 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Job:
     """``epoch`` is that of the last lease, -1 before the first; ``holder`` has it, None where
     nobody does; ``closed`` is why no lease follows, "" while one may."""
@@ -60,9 +66,18 @@ class RegistryRules:
     def __init__(self) -> None:
         self.started = False
         self.runs: dict[str, RegisteredRun] = {}
+        self._trainers: dict[bytes, PublicKey] = {}
+        """Checked keys, which many runs have in common."""
         self._jobs: dict[str, _Job] = {}
         self._job_of: dict[str, str] = {}
         """Which job a log belongs to."""
+
+    def fork(self) -> RegistryRules:
+        """Rules that stand where these do, and go their own way."""
+        other = RegistryRules()
+        other.started, other.runs = self.started, self.runs.copy()
+        other._jobs, other._job_of = self._jobs.copy(), self._job_of.copy()
+        return other
 
     def admit(self, event: RegistryEvent) -> str | None:
         """Take ``event`` as the next one; the reason if it cannot stand there, else None."""
@@ -100,11 +115,14 @@ class RegistryRules:
             return f"{event.log!r} is no id of a run's log"
         if not _GENESIS.fullmatch(event.genesis):
             return f"the genesis of run {event.log} is no SHA-256 in hex"
-        try:
-            trainer = PublicKey(event.trainer_key)
-        except PublicKeyError as error:
-            return f"the trainer's key of run {event.log}: {error}"
-        self.runs[event.log] = RegisteredRun(trainer, event.genesis)
+        trainer = self._trainers.get(event.trainer_key)
+        if trainer is None:
+            try:
+                trainer = PublicKey(event.trainer_key)
+            except PublicKeyError as error:
+                return f"the trainer's key of run {event.log}: {error}"
+            self._trainers[trainer.raw] = trainer
+        self.runs[event.log] = RegisteredRun(event.log, trainer, event.genesis)
         return None
 
     def _record(self, event: HeadRecorded) -> str | None:
@@ -123,7 +141,7 @@ class RegistryRules:
             if new.size == old.size and new.root != old.root:
                 return f"two histories of run {event.log}: its first {new.size} events differ"
             return f"run {event.log} goes from {old.size} events to {new.size}"
-        run.heads.append(signed)
+        self.runs[event.log] = replace(run, heads=(*run.heads, signed))
         return None
 
     def _submit(self, event: JobSubmitted) -> str | None:
@@ -131,10 +149,10 @@ class RegistryRules:
             return f"job {event.job} is submitted a second time"
         if not _ID.fullmatch(event.job):
             return f"{event.job!r} is no id of a job"
-        if event.memory < 0 or not event.seconds >= 0 or event.attempts < 1:
+        if event.memory < 0 or not event.seconds >= 0 or event.attempts < 0:
             return (
                 f"job {event.job} has the limits memory {event.memory}, seconds {event.seconds:g} "
-                f"and attempts {event.attempts}, wanted at least 0, 0 and 1"
+                f"and attempts {event.attempts}, wanted none below 0"
             )
         self._jobs[event.job] = _Job()
         return None
@@ -156,7 +174,7 @@ class RegistryRules:
         owner = self._job_of.setdefault(event.log, event.job)
         if owner != event.job:
             return f"log {event.log} is that of job {owner}"
-        job.epoch, job.holder, job.log = event.epoch, event.holder, event.log
+        self._jobs[event.job] = replace(job, epoch=event.epoch, holder=event.holder, log=event.log)
         return None
 
     def _give_back(self, event: LeaseExpired | JobReleased | JobEnded) -> str | None:
@@ -170,19 +188,19 @@ class RegistryRules:
         if isinstance(event, JobEnded):
             if event.log != job.log:
                 return f"job {event.job} is written in log {job.log}, not in {event.log}"
-            job.closed = job.closed or "ended"
-        job.holder = None
+            job = replace(job, closed=job.closed or "ended")
+        self._jobs[event.job] = replace(job, holder=None)
         return None
 
     def _park(self, event: JobParked) -> str | None:
         job = self._jobs.get(event.job)
-        if job is None or job.epoch < 0:
-            return f"job {event.job} is parked, but nobody has tried it"
+        if job is None:
+            return f"job {event.job} was never submitted"
         if job.closed:
             return f"job {event.job} is {job.closed} already"
         if event.epoch != job.epoch:
             return _wrong_epoch(event, job)
-        job.holder, job.closed = None, "parked"
+        self._jobs[event.job] = replace(job, holder=None, closed="parked")
         return None
 
     def _cancel(self, event: JobCancelled) -> str | None:
@@ -191,7 +209,7 @@ class RegistryRules:
             return f"job {event.job} was never submitted"
         if job.closed in ("cancelled", "ended"):
             return f"job {event.job} is {job.closed} already"
-        job.closed = "cancelled"
+        self._jobs[event.job] = replace(job, closed="cancelled")
         return None
 
 

@@ -1,0 +1,177 @@
+"""The registry in use: opening it, and telling it of a run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from esper.log.errors import LogError, StoreUnavailableError
+from esper.log.seen import SeenSegments
+from esper.log.shared_log import SharedLog, Signer
+from esper.log.sources import source_for
+from esper.log.store import RemoteStore, SharedStore, Store
+from esper.log.workspace import Workspace
+from esper_events.checkpoint import SignedCheckpoint
+from esper_events.codec import decode_event
+from esper_events.errors import EsperEventsError
+from esper_events.events import RunStarted
+from esper_events.reader import read_checkpoint
+from esper_events.registry import (
+    REGISTRY,
+    HeadRecorded,
+    RegistryEvent,
+    RunRegistered,
+)
+from esper_events.registry_rules import RegisteredRun
+from esper_events.segment import open_segment, segment_hash
+
+_logger = logging.getLogger("esper.log")
+
+_HEAD_SECONDS = 60.0
+_HEAD_SHARE = 0.05
+"""A head is recorded again after this share of the time that the run has been watched, so that a
+run of days does not fill the registry."""
+_RETRY_SECONDS = 5.0
+_UPDATE_SECONDS = 2.0
+
+
+def open_registry(workspace: Workspace, nats: str | None = None) -> SharedLog:
+    """The registry of the workspace's own server, or of the user's at the URL ``nats``.
+
+    Raises ``LogError`` for a URL that is none, where there is no nats-server to start, or when what
+    the workspace has seen of it cannot be read.
+    """
+    source = source_for(REGISTRY, workspace, nats)
+    try:
+        return SharedLog(source, lambda: signer_of(workspace), seen_in(workspace, source.name))
+    except BaseException:
+        source.close()
+        raise
+
+
+def signer_of(workspace: Workspace) -> Signer:
+    """Who writes for ``workspace``; raises ``LogError`` when its key cannot be used."""
+    key = workspace.key()
+    return Signer(key, workspace.certificate(key.public))
+
+
+def seen_in(workspace: Workspace, server: str) -> SeenSegments:
+    """What ``workspace`` has seen of the registry of the server with this name."""
+    return SeenSegments(workspace.registry_file(server))
+
+
+class Registrar:
+    """Registers one run and records how far it has come; at work on the thread of its replica.
+
+    It never fails the run: what cannot be told now is told later, by the next `level` that finds
+    the time come, or by a repair. ``failure`` is why the last attempt came to nothing, None after
+    one that did not.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        run_dir: Path,
+        journal: Store,
+        signer: Callable[[], Signer],
+        seen: SeenSegments,
+    ) -> None:
+        self.failure: LogError | None = None
+        self._run_dir = run_dir
+        self._journal = journal
+        self._source = _Beside(server)
+        self._open = partial(SharedLog, self._source, signer, seen)
+        self._registry: SharedLog | None = None
+        self._begun = self._due = time.monotonic()
+        self._warned = False
+
+    def level(self, store: RemoteStore, last: bool) -> None:
+        """The copy in ``store`` has all of the journal that there was; ``last`` where nothing
+        comes after that."""
+        now = time.monotonic()
+        if now < self._due and not last:
+            return
+        self._due = now + max(_HEAD_SECONDS, _HEAD_SHARE * (now - self._begun))
+        self._source.store = store
+        try:
+            self._tell(store.count)
+            self.failure = None
+        except LogError as error:
+            self.failure, self._due = error, now + _RETRY_SECONDS
+            self._warn(error)
+
+    def _warn(self, error: LogError) -> None:
+        """Once, and not of a server that is away: the replica tells of that."""
+        if not self._warned and not isinstance(error, StoreUnavailableError):
+            self._warned = True
+            _logger.warning("the run is not on record in the registry: %s", error)
+
+    def _tell(self, held: int) -> None:
+        try:
+            news = _News.read(self._run_dir, self._journal, held)
+        except (EsperEventsError, OSError) as error:
+            raise LogError(f"{self._run_dir}: {error}") from error
+        registry = self._registry = self._registry or self._open()
+        registry.update(lambda _: news.beyond(registry.runs.get(news.log)), _UPDATE_SECONDS)
+
+
+class _Beside:
+    """The registry's store on the connection that a run has to the server."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.store: RemoteStore | None = None
+
+    def connect(self, create: bool) -> SharedStore:
+        if self.store is None:
+            raise StoreUnavailableError(f"{self.name}: no connection")
+        return self.store.beside(REGISTRY, create)
+
+    def close(self) -> None:
+        """The connection is the run's."""
+
+
+@dataclass(frozen=True)
+class _News:
+    """What there is to say of a run; ``head`` is its checkpoint, if the server has all of that."""
+
+    log: str
+    trainer_key: bytes
+    genesis: str
+    head: SignedCheckpoint | None
+
+    @classmethod
+    def read(cls, run_dir: Path, journal: Store, held: int) -> _News:
+        """Of the run in ``run_dir``, of which the server has the first ``held`` segments."""
+        data = next(journal.read(0))
+        first, newest = open_segment(data), open_segment(next(journal.read(held - 1)))
+        started = decode_event(first.events[0])
+        if not isinstance(started, RunStarted):
+            raise LogError(f"{run_dir}: the journal does not begin with the start of a run")
+        head = read_checkpoint(run_dir)
+        if head is not None and head.checkpoint.size > newest.first_index + len(newest.events):
+            head = None
+        return cls(first.log, started.trainer_key, segment_hash(data).hex(), head)
+
+    def beyond(self, known: RegisteredRun | None) -> list[RegistryEvent]:
+        """What the registry, which has ``known`` of the run, does not say yet."""
+        now, news = time.time(), list[RegistryEvent]()
+        if known is None:
+            news.append(
+                RunRegistered(
+                    time=now, log=self.log, trainer_key=self.trainer_key, genesis=self.genesis
+                )
+            )
+        elif known.genesis != self.genesis:
+            raise LogError(
+                f"another run is registered as {self.log}: its genesis is {known.genesis[:16]}, "
+                f"that of this one {self.genesis[:16]}"
+            )
+        recorded = 0 if known is None else known.events
+        if self.head is not None and self.head.checkpoint.size > recorded:
+            news.append(HeadRecorded(time=now, log=self.log, note=self.head.note()))
+        return news

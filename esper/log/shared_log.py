@@ -1,0 +1,305 @@
+"""A log that many write: what to append is decided over and over until it follows what is there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from msgspec import UNSET
+
+from esper.log.errors import (
+    ConflictError,
+    LogError,
+    MissingStreamError,
+    OutcomeUnknownError,
+    RolledBackError,
+    StoreError,
+    StoreUnavailableError,
+)
+from esper.log.seen import SeenSegments
+from esper.log.store import SharedSource, SharedStore
+from esper_events.certificate import Certificate
+from esper_events.errors import ChainError, CodecError, SegmentError
+from esper_events.keys import SigningKey
+from esper_events.place import Place
+from esper_events.registry import (
+    REGISTRY,
+    REGISTRY_CODEC,
+    RegistryBegun,
+    RegistryEvent,
+    RegistryRecord,
+    WriterAdmitted,
+    kind_of,
+)
+from esper_events.registry_chain import RegistryVerifier
+from esper_events.registry_rules import RegisteredRun
+from esper_events.segment import seal
+
+_logger = logging.getLogger("esper.log")
+
+_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 1.0
+_SHORT = "the registry was rolled back: it holds {} segments"
+
+Decide = Callable[[Sequence[RegistryRecord]], Sequence[RegistryEvent]]
+"""Chooses what to append to the records that there are: nothing, or events that go in together."""
+
+
+class Signer(NamedTuple):
+    """The key to write with, and a root key's certificate for it, where there is one."""
+
+    key: SigningKey
+    certificate: Certificate | None
+
+
+@dataclass
+class _Proposal:
+    """A segment that is to be number ``position``. ``sent`` tells whether the server may have it;
+    ``records`` is what became of it: None while that is not known, empty where another segment has
+    its place."""
+
+    position: int
+    segment: bytes
+    sent: bool = False
+    records: list[RegistryRecord] | None = None
+
+
+class SharedLog:
+    """The registry of one server, as one process reads and writes it.
+
+    Nothing is asked of the server before the first call. ``seen`` holds what this workspace knows
+    of the log, so that it is not verified again, and so that a server which holds less, or
+    something else, is found out. ``signer`` is asked for the key when something is written.
+    Safe to use from several threads; a call of one waits for that of another.
+
+    Every call raises ``StoreUnavailableError`` when the server does not answer in time,
+    ``RolledBackError`` when it holds less than was seen, ``StoreError`` when it holds what is no
+    registry.
+    """
+
+    def __init__(
+        self, source: SharedSource, signer: Callable[[], Signer], seen: SeenSegments
+    ) -> None:
+        self.name = source.name
+        self._source = source
+        self._signer = signer
+        self._seen = seen
+        self._records: list[RegistryRecord] = []
+        self._chain = RegistryVerifier()
+        self._store: SharedStore | None = None
+        self._last = b""
+        """The last segment that was accepted."""
+        self._proposal: _Proposal | None = None
+        """What is being published, or was without an answer."""
+        self._lock = threading.Lock()
+        self._chain.admission.known = True  # by the last of them, that the server is held to
+        try:
+            for segment in seen.load():
+                self._accept(segment)
+        except ChainError as error:
+            raise LogError(f"{seen.path}: {error}; {seen.advice}") from error
+        self._chain.admission.known = False
+
+    @property
+    def runs(self) -> Mapping[str, RegisteredRun]:
+        """The runs that were read so far, with their heads, by log id."""
+        return self._chain.admission.rules.runs
+
+    def records(self) -> Sequence[RegistryRecord]:
+        """What was read so far, in order, without asking the server."""
+        return tuple(self._records)
+
+    def refresh(self, timeout: float = 10.0) -> None:
+        """Read what others have written since; ``timeout`` seconds for a server that is away."""
+        with self._lock:
+            self._catch_up(time.monotonic() + timeout)
+
+    def update(self, decide: Decide, timeout: float = 10.0) -> list[RegistryRecord]:
+        """Append what ``decide`` chooses, if that still follows from what is there; the records.
+
+        Where another writer was first, ``decide`` is asked again with what that wrote. A choice
+        that was published and not answered is cleared up before another is published, by the next
+        call if need be.
+
+        Raises ``OutcomeUnknownError`` when the server did not say in time whether it has them, and
+        ``LogError`` for events that cannot stand there or a key that may not write.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            while True:
+                self._catch_up(deadline)
+                events = decide(tuple(self._records))
+                if not events:
+                    return []
+                proposal = self._proposal = _Proposal(self._chain.segments, self._seal(events))
+                try:
+                    self._catch_up(deadline)
+                finally:
+                    if not proposal.sent:
+                        self._proposal = None
+                if proposal.records:
+                    return proposal.records[-len(events) :]
+                if time.monotonic() > deadline:
+                    raise StoreUnavailableError(
+                        f"{self.name}: others wrote in the registry first for {timeout:g} s"
+                    )
+
+    def close(self) -> None:
+        """Let go of connection and server; safe to call twice."""
+        self._disconnect()
+        self._source.close()
+
+    def __enter__(self) -> SharedLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _catch_up(self, deadline: float) -> None:
+        """Read what is there, and see to it that the proposal has its place or has lost it."""
+        pause = _RETRY_SECONDS
+        while True:
+            try:
+                self._attempt()
+                return
+            except StoreUnavailableError as error:
+                self._disconnect()
+                if time.monotonic() + pause > deadline:
+                    raise self._unanswered(error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+
+    def _unanswered(self, error: StoreUnavailableError) -> StoreUnavailableError:
+        if self._proposal is None or not self._proposal.sent:
+            return error
+        return OutcomeUnknownError(
+            f"{error}; whether the registry has what was to be written is not known"
+        )
+
+    def _attempt(self) -> None:
+        proposal = self._proposal
+        store = self._connected(create=proposal is not None)
+        if store is None:
+            return
+        self._read(store)
+        if proposal is not None and proposal.records is None:
+            self._publish(store, proposal)
+        self._proposal = None
+
+    def _publish(self, store: SharedStore, proposal: _Proposal) -> None:
+        proposal.sent = True
+        try:
+            store.append(proposal.position, proposal.segment)
+        except ConflictError:
+            self._read(store)
+            if proposal.records is None:
+                raise StoreUnavailableError(f"{self.name}: does not show who wrote first") from None
+        except StoreError:
+            self._proposal = None  # It was refused, so there is nothing to be found out.
+            raise
+        else:
+            self._take([proposal.segment])
+
+    def _connected(self, *, create: bool) -> SharedStore | None:
+        """The store; None where there is no registry yet, and none is to be begun."""
+        if self._store is not None:
+            return self._store
+        seen = self._chain.segments
+        try:
+            store = self._source.connect(create=create and not seen)
+        except MissingStreamError as error:
+            if not seen:
+                return None
+            raise self._rolled_back("the registry is gone") from error
+        try:
+            if seen and (store.count < seen or next(store.read(seen - 1)) != self._last):
+                raise self._rolled_back(
+                    _SHORT.format(store.count)
+                    if store.count < seen
+                    else f"the registry was rewritten: its segment {seen - 1} is another one"
+                )
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+        return store
+
+    def _rolled_back(self, what: str) -> RolledBackError:
+        return RolledBackError(
+            f"{self.name}: {what}; this workspace has seen {self._chain.segments} segments of it, "
+            f"{self._chain.events} events ({self._seen.advice})"
+        )
+
+    def _read(self, store: SharedStore) -> None:
+        if store.refresh() < self._chain.segments:
+            raise self._rolled_back(
+                f"the registry was rolled back: it holds {store.count} segments"
+            )
+        self._take(list(store.read(self._chain.segments)))
+
+    def _take(self, segments: Sequence[bytes]) -> None:
+        """Verify what the server holds next, and remember it."""
+        start = self._chain.segments
+        try:
+            for segment in segments:
+                self._accept(segment)
+        except ChainError as error:
+            raise StoreError(f"{self.name}: the registry is not whole: {error}") from error
+        if not segments:
+            return
+        try:
+            self._seen.add(start, segments)
+        except LogError as error:
+            # The server has them; all that is lost is that this workspace remembers them.
+            _logger.warning("%s", error)
+
+    def _accept(self, segment: bytes) -> None:
+        position, records = self._chain.segments, self._chain.accept(segment)
+        self._last = segment
+        self._records += records
+        proposal = self._proposal
+        if proposal is not None and proposal.position == position:
+            proposal.records = records if proposal.segment == segment else []
+
+    def _seal(self, events: Sequence[RegistryEvent]) -> bytes:
+        key, certificate = self._signer()
+        chosen = [*self._introduction(key, certificate), *events]
+        chain, admission = self._chain, self._chain.admission.fork()
+        place = Place(REGISTRY, key.public, 0, chain.events, chain.head)
+        for event in chosen:
+            reason = admission.admit(event, place)
+            if reason is not None:
+                raise LogError(f"{self.name}: {kind_of(event)} was not written: {reason}")
+        try:
+            encoded = [REGISTRY_CODEC.encode(event) for event in chosen]
+            return seal(
+                encoded, log=REGISTRY, first_index=chain.events, previous=chain.head, key=key
+            )
+        except (CodecError, SegmentError) as error:
+            raise LogError(f"{self.name}: not written in the registry: {error}") from error
+
+    def _introduction(
+        self, key: SigningKey, certificate: Certificate | None
+    ) -> tuple[RegistryEvent, ...]:
+        """What has to stand before the first event that ``key`` writes."""
+        now, admission = time.time(), self._chain.admission
+        if admission.root is None:
+            vouched = UNSET if certificate is None else certificate
+            return (RegistryBegun(time=now, writer=key.public.raw, certificate=vouched),)
+        if admission.writer(key.public.id) is not None:
+            return ()
+        if certificate is None or certificate.root != admission.root.raw:
+            raise LogError(
+                f"{self.name}: {key.public.fingerprint} may not write in the registry: "
+                f"{admission.root.fingerprint}, which admits writers, has not certified it"
+            )
+        return (WriterAdmitted(time=now, certificate=certificate),)
+
+    def _disconnect(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
