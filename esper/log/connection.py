@@ -101,11 +101,13 @@ class Connection:
         ask, timeout = self._client.request, self.timeout
         return self.call(lambda: ask(subject, payload, timeout=timeout, old_style=True))
 
-    def call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run ``work`` on the loop; raises ``RefusedError`` for an answer that is a refusal."""
-        future = asyncio.run_coroutine_threadsafe(self._deadline(work), self._loop)
+    def call(self, work: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+        """Run ``work`` on the loop, for ``timeout`` seconds at most where that is another time than
+        the connection's; raises ``RefusedError`` for an answer that is a refusal."""
+        limit = self.timeout if timeout is None else timeout
+        future = asyncio.run_coroutine_threadsafe(self._deadline(work, limit), self._loop)
         try:
-            return future.result(self.timeout + _GRACE_SECONDS)
+            return future.result(limit + _GRACE_SECONDS)
         except ServiceUnavailableError as error:
             raise StoreUnavailableError(f"{self.name}: JetStream is not available") from error
         except NoStreamResponseError as error:
@@ -114,21 +116,19 @@ class Connection:
             raise _refusal(self.name, error) from error
         except TimeoutError as error:
             future.cancel()
-            raise StoreUnavailableError(
-                f"{self.name}: no answer within {self.timeout:g} s"
-            ) from error
+            raise StoreUnavailableError(f"{self.name}: no answer within {limit:g} s") from error
         except nats.errors.NoServersError as error:
             reason = self._last_error or error
             raise StoreUnavailableError(f"{self.name}: cannot connect: {reason}") from error
         except (nats.errors.Error, OSError) as error:
             raise StoreUnavailableError(f"{self.name}: {error or type(error).__name__}") from error
 
-    async def _deadline(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _deadline(self, work: Callable[[], Awaitable[T]], limit: float) -> T:
         """The result of ``work``; nats-py itself goes on waiting when the connection is closed."""
         task = asyncio.ensure_future(work())
         either: set[asyncio.Future[Any]] = {task, self._gone}
         first = asyncio.FIRST_COMPLETED
-        await asyncio.wait(either, timeout=self.timeout, return_when=first)
+        await asyncio.wait(either, timeout=limit, return_when=first)
         if task.done():
             return task.result()
         task.cancel()

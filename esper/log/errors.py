@@ -14,6 +14,17 @@ class ConflictError(LogError):
     """A second writer, or a store that holds something else than this writer put there."""
 
 
+class FencedError(ConflictError):
+    """Another process has the run: where this writer's next segment should be lies one of lease
+    ``epoch``, which begins with event ``index`` and was written by ``holder``."""
+
+    def __init__(self, message: str, epoch: int, holder: str, index: int) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.holder = holder
+        self.index = index
+
+
 class JournalError(LogError):
     """The local journal cannot be written or read."""
 

@@ -8,11 +8,15 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from esper.log.errors import JournalError, LogClosedError, LogError
-from esper.log.objects import DIRECTORY, ObjectWriter, digest_of
-from esper.log.replica import NO_REPLICA, Replica, ReplicaState
+from esper.log.circuit import Circuit
+from esper.log.copies import ObjectCopies, ObjectSource
+from esper.log.errors import FencedError, JournalError, LogClosedError, LogError
+from esper.log.objects import DIRECTORY, ObjectWriter, digest_of, named_objects
+from esper.log.replica import NO_REPLICA, OnLevel, Replica, ReplicaState
 from esper.log.settling import Acknowledgement, Settling, Written
 from esper.log.store import Store, StoreSource
 from esper.log.ticket import Ticket, settle
@@ -24,6 +28,8 @@ from esper_events.events import Event, Record, ReplicaChanged, RunEnded
 from esper_events.keys import SigningKey
 
 _EXIT_SECONDS = 3.0
+
+Standing = Literal["lagging", "level"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,14 @@ class EventLog:
     follows on a thread of its own. With ``ack="jetstream"`` a ticket is acknowledged only when
     the server has its segment too, and a ``replica`` is required.
 
-    The journal may hold the beginning of this log, written under the same key: it is verified and
-    continued, and is acknowledged as the rest is: :meth:`flush` waits for it. ``run_dir`` is where
-    the signed checkpoint and objects go; None for a log without them.
+    The journal may hold the beginning of this log: it is verified and continued, and is
+    acknowledged as the rest is: :meth:`flush` waits for it. With an ``epoch`` the log is written in
+    that lease epoch, and ``begin`` comes before everything else. ``run_dir`` is where the signed
+    checkpoint and objects go, None for a log without them; ``objects`` is the server that has
+    copies of these; ``on_level`` is its replica's.
+
+    Another writer of the run, which only ``ack="jetstream"`` lets be, ends this one: that is its
+    ``failure``, and :attr:`fenced`.
 
     Raises ``LogError`` for arguments that do not fit, ``JournalError`` for a damaged journal.
     """
@@ -62,6 +73,10 @@ class EventLog:
         *,
         run_dir: Path | None = None,
         certificate: Certificate | None = None,
+        epoch: int | None = None,
+        begin: Event | None = None,
+        objects: ObjectSource | None = None,
+        on_level: OnLevel | None = None,
     ) -> None:
         if ack == "jetstream" and replica is None:
             raise LogError('ack="jetstream" needs a server: give a replica, or ack="journal"')
@@ -71,7 +86,7 @@ class EventLog:
         self.failure: BaseException | None = None
         """Why nothing is acknowledged any more; None while the log works."""
         self._journal = journal
-        self._writer = SegmentWriter(journal, key, log_id, run_dir)
+        self._writer = SegmentWriter(journal, key, log_id, run_dir, epoch)
         self._records: list[Record] = []
         replayed = self._writer.replayed
         self.certificate = self._writer.certificate if replayed else certificate
@@ -86,21 +101,39 @@ class EventLog:
         self._arrived = threading.Condition(threading.Lock())
         self._queue: deque[Pending] = deque()
         self._objects = None if run_dir is None else ObjectWriter(run_dir / DIRECTORY)
-        self._kept: list[bytes] = []
         self._in_flight: list[Pending] = []
         self._settling = Settling(ack, self._records, self._settled)
         self._settling.written(Written(journal.count - 1, [self._latest], replayed))
         self._owner = os.getpid()
-        self._replica_name = "" if replica is None else replica.name
-        self._replica: Replica | None = None
-        if replica is not None:
-            shipped = self._settling.shipped
-            self._replica = Replica(
-                replica, journal, on_change=self._note_replica, on_shipped=shipped
-            )
+        if begin is not None:
+            self._enqueue([encode_event(begin)], ends=False)
+        self.copies: ObjectCopies | None = None
+        """Of objects and checkpoints on the server; None without one."""
+        if objects is not None and run_dir is not None:
+            note, first = partial(self._note_copy, f"objects on {objects.name}"), ack == "jetstream"
+            self.copies = ObjectCopies(objects, run_dir, first=first, on_change=note)
+            self.copies.add(named_objects(replayed))
+        self._replica = None if replica is None else self._replicate(replica, ack, on_level)
         self._thread = threading.Thread(target=self._run, name="esper-log", daemon=True)
         self._thread.start()
         atexit.register(self._close_at_exit)
+
+    def _replicate(
+        self, source: StoreSource, ack: Acknowledgement, on_level: OnLevel | None
+    ) -> Replica:
+        def note(state: ReplicaState) -> None:
+            standing: Standing = "level" if state.standing == "level" else "lagging"
+            self._note_copy(source.name, standing, state.behind, state.reason)
+
+        return Replica(
+            source,
+            self._journal,
+            on_change=note,
+            on_shipped=self._settling.shipped,
+            on_fenced=self._fail if ack == "jetstream" else None,
+            on_level=on_level,
+            copies=self.copies,
+        )
 
     def append(self, *events: Event) -> Ticket:
         """Hand ``events`` over as neighbours in the log; never waits, safe from any thread.
@@ -149,9 +182,8 @@ class EventLog:
         Never waits. The bytes are durable, in a file of the run, before such an event is; where
         they cannot be written the log fails. A log without a run's directory keeps none.
         """
-        with self._arrived:
-            if self._objects is not None and self.failure is None:
-                self._kept.append(data)
+        if self._objects is not None and self.failure is None:
+            self._objects.take(data)
         return digest_of(data)
 
     def records(self, start: int = 0) -> list[Record]:
@@ -162,6 +194,16 @@ class EventLog:
         """Wait at most ``timeout`` seconds until all that was appended is settled; whether the
         last of it is acknowledged."""
         return self._latest.wait(timeout)
+
+    @property
+    def fenced(self) -> FencedError | None:
+        """Who has the run, where that is another writer by now."""
+        return self.failure if isinstance(self.failure, FencedError) else None
+
+    @property
+    def breakers(self) -> dict[str, Circuit]:
+        """The circuit breakers of this log, by what they are in front of."""
+        return {} if self.copies is None else {"objects": self.copies.circuit}
 
     @property
     def replica_state(self) -> ReplicaState:
@@ -188,11 +230,12 @@ class EventLog:
             self._replica.finish(deadline - time.monotonic())
             behind = self._replica.state.behind
             lost = LogError(f"the server did not take the last {behind} segments before close")
-            self._settling.abandon(lost)
+            self._settling.abandon(self.failure or lost)
         self._summary = LogSummary(
             self._writer.events, self._journal.count, self._writer.head.hex(), behind
         )
         if not self._thread.is_alive():
+            self._sign_the_rest()
             self._journal.close()
         atexit.unregister(self._close_at_exit)
         return self._summary
@@ -206,8 +249,8 @@ class EventLog:
         try:
             while batch := self._next_batch():
                 self._commit(batch)
-                self._writer.checkpoint()
-            self._writer.checkpoint(now=True)
+                self._sign()
+            self._sign(now=True)
         except BaseException as error:  # noqa: BLE001 - kept for the trainer, and tickets tell it
             self._fail(error)
 
@@ -234,24 +277,29 @@ class EventLog:
 
     def _write_objects(self) -> None:
         """What was handed over before the batch, and maybe more."""
-        with self._arrived:
-            kept, self._kept = self._kept, []
         if self._objects is None:
             return
         try:
-            for data in kept:
-                self._objects.keep(data)
+            written = self._objects.write()
         except OSError as error:
             raise JournalError(f"cannot write {DIRECTORY} of the run: {error}") from error
+        if self.copies is not None:
+            self.copies.add(written)
 
-    def _note_replica(self, state: ReplicaState) -> None:
-        """Put the replica's standing on the record, where the log can still take it."""
+    def _sign(self, *, now: bool = False) -> None:
+        self._writer.checkpoint(self._settling.acknowledged, now=now)
+
+    def _sign_the_rest(self) -> None:
+        """What was acknowledged at the very end, when the log's own thread was done."""
+        try:
+            self._sign(now=True)
+        except JournalError as error:
+            self._fail(error)
+
+    def _note_copy(self, name: str, standing: Standing, behind: int, reason: str) -> None:
+        """Put the standing of a copy on the record, where the log can still take it."""
         event = ReplicaChanged(
-            time=time.time(),
-            replica=self._replica_name,
-            state="level" if state.standing == "level" else "lagging",
-            behind=state.behind,
-            reason=state.reason,
+            time=time.time(), replica=name, state=standing, behind=behind, reason=reason
         )
         with self._arrived:
             if self._next_index and not (self._closing or self._ended):
@@ -259,7 +307,8 @@ class EventLog:
 
     def _fail(self, error: BaseException) -> None:
         with self._arrived:
-            self.failure = error
+            self.failure = self.failure or error
             waiting = [p.ticket for p in (*self._in_flight, *self._queue)]
             self._queue.clear()
             settle(waiting, self._settled, error)
+        self._settling.abandon(error)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from nats.js.api import Header, PubAck, RawStreamMsg, StreamInfo
 
 from esper.log import stream
+from esper.log.bucket import ObjectBucket
 from esper.log.connection import Connection
 from esper.log.endpoint import Endpoint
 from esper.log.errors import (
@@ -214,6 +215,10 @@ class JetStreamStore:
     def beside(self, log: str, create: bool) -> JetStreamStore:
         """Another log on the same server, over this store's connection."""
         return JetStreamStore(self._connection, log, create=create)
+
+    def objects(self) -> ObjectBucket:
+        """The objects of the log on the same server, over this store's connection."""
+        return ObjectBucket(self._connection, self.log)
 
     def close(self) -> None:
         """Close the connection, where it is this store's own."""

@@ -7,11 +7,17 @@ lost in a crash. The same bytes are kept once.
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
+from esper_events.events import CheckpointWritten, ControllerConsulted, Record
 from esper_events.files import sync_directory, whole_file
 
 DIRECTORY = "objects"
+CHECKPOINTS = "checkpoints"
+KEPT_CHECKPOINTS = 2
+"""Checkpoints that stay, here and on the server; the oldest goes when a newer one is on record."""
 MAX_OBJECT_BYTES = 64 << 20
 """Largest object that is read back, in bytes."""
 
@@ -34,29 +40,62 @@ def path_of(directory: Path, digest: str) -> Path:
     return directory / f"sha256-{digest}"
 
 
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The file of the checkpoint of ``step``; names sort as steps do."""
+    return run_dir / CHECKPOINTS / f"{step:09}.safetensors"
+
+
+def named_checkpoints(records: Iterable[Record]) -> list[CheckpointWritten]:
+    """Those that the log names, by step; of one step the last that it names."""
+    told = (r.event for r in records if isinstance(r.event, CheckpointWritten))
+    return sorted({event.step: event for event in told}.values(), key=lambda event: event.step)
+
+
+def named_objects(records: Iterable[Record]) -> list[str]:
+    """The digests of the objects that the log names, each once, in its order."""
+    asked = (r.event for r in records if isinstance(r.event, ControllerConsulted))
+    return list(dict.fromkeys(d for event in asked for d in (event.policy, event.consultation)))
+
+
 class ObjectWriter:
-    """Keeps objects in ``directory``, which is made with the first. Not thread safe."""
+    """Keeps objects in ``directory``, which is made with the first.
+
+    Any thread may `take` them; one thread calls `write`.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.Lock()
+        self._taken: list[bytes] = []
         self._durable: set[str] = set()
 
-    def keep(self, data: bytes) -> None:
-        """Make ``data`` durable, unless this writer has done so before; what lies under its name
-        and is something else gives way.
+    def take(self, data: bytes) -> None:
+        """Have ``data`` written by the next `write`."""
+        with self._lock:
+            self._taken.append(data)
+
+    def write(self) -> list[str]:
+        """Make what was taken durable; the digests of what this writer had not written before.
+        What lies under its name and is something else gives way.
 
         Raises:
             OSError: it cannot be written.
         """
+        with self._lock:
+            taken, self._taken = self._taken, []
+        return [digest for data in taken if (digest := self._write(data))]
+
+    def _write(self, data: bytes) -> str:
         digest = digest_of(data)
         if digest in self._durable:
-            return
+            return ""
         if not self._durable:
             self._directory.mkdir(exist_ok=True)
             sync_directory(self._directory.parent)
         with whole_file(path_of(self._directory, digest), replace=True) as file:
             file.write(data)
         self._durable.add(digest)
+        return digest
 
 
 def read_object(directory: Path, digest: str) -> bytes:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from esper.log.errors import ConflictError, LogError
+from esper.log.copies import ObjectCopies
+from esper.log.errors import ConflictError, FencedError, LogError
+from esper.log.fence import fence_between
 from esper.log.store import RemoteStore, Store, StoreSource
 
 _FIRST_RETRY_SECONDS = 0.05
@@ -17,6 +19,8 @@ _CHECK_SECONDS = 1.0
 _AWAY_SECONDS = 3.0
 """How long a server that is known to be away may take to answer, when the log closes."""
 _LEAVE_SECONDS = 0.5
+
+OnLevel = Callable[[RemoteStore, bool], None]
 
 Standing = Literal["none", "connecting", "level", "lagging"]
 
@@ -37,7 +41,10 @@ class Replica:
     """Ships the journal's segments in order, on a thread of its own, and never gives up.
 
     ``on_change`` hears when the copy falls behind and when it is level again; ``on_shipped``
-    hears how many segments the server has acknowledged. Both are called on the replica's thread.
+    hears how many segments the server has acknowledged; ``on_level`` is given the store whenever it
+    has all that there is, and told whether that is the end. ``on_fenced`` is given where the stream
+    is the run's history: it hears that another writer has the run, and nothing is shipped any more.
+    All are called on the replica's thread, which works ``copies`` as well.
     """
 
     def __init__(
@@ -47,12 +54,18 @@ class Replica:
         *,
         on_change: Callable[[ReplicaState], None],
         on_shipped: Callable[[int], None],
+        on_level: OnLevel | None = None,
+        on_fenced: Callable[[FencedError], None] | None = None,
+        copies: ObjectCopies | None = None,
     ) -> None:
         self.name = source.name
         self._source = source
         self._journal = journal
         self._on_change = on_change
         self._on_shipped = on_shipped
+        self._on_level = on_level
+        self._on_fenced = on_fenced
+        self._copies = copies
         self._changed = threading.Condition()
         self._stopping = False
         self._hurried = False
@@ -88,7 +101,8 @@ class Replica:
             begun = self._attempts
 
             def over() -> bool:
-                return self._shipped >= self._journal.count or self._failed > begun
+                level = self._shipped >= self._journal.count
+                return level or self._failed > begun or self._stopping
 
             if self._standing == "lagging":
                 answered = min(timeout, _AWAY_SECONDS)
@@ -112,22 +126,39 @@ class Replica:
                 with self._changed:
                     self._failed = self._attempts
                     self._changed.notify_all()
+                if isinstance(error, FencedError) and self._on_fenced is not None:
+                    self._give_up(error, self._on_fenced)
+                    break
                 if self._shipped > before:
                     delay = _FIRST_RETRY_SECONDS
                 self._fall_behind(error)
                 self._pause(delay)
                 delay = min(2 * delay, _LONGEST_RETRY_SECONDS)
+        if self._copies is not None:
+            self._copies.close()
         self._source.close()
+
+    def _give_up(self, error: FencedError, tell: Callable[[FencedError], None]) -> None:
+        with self._changed:
+            self._standing, self._reason = "lagging", str(error)
+            self._stopping = True
+            self._changed.notify_all()
+        tell(error)
 
     def _follow(self) -> None:
         """Ship over one connection until the run stops or the connection fails."""
         store = self._source.connect()
         try:
             self._connected = True
-            self._compare(store)
+            try:
+                self._compare(store)
+            except ConflictError as error:
+                fence = None if self._on_fenced is None else fence_between(self._journal, store)
+                raise (fence or error) from error
             while not self._stopping:
                 self._ship(store)
                 self._rest(store)
+            self._tell_level(store, last=True)
         finally:
             self._connected = False
             store.close()
@@ -151,10 +182,19 @@ class Replica:
         for segment in self._journal.read(store.count):
             if self._stopping:
                 return
+            if self._copies is not None and self._copies.first:
+                self._copies.deliver()
             store.append(store.count, segment)
             self._advance(store.count)
         if store.count == self._journal.count:
             self._be_level()
+        if self._copies is not None:
+            self._copies.deliver()
+        self._tell_level(store, last=False)
+
+    def _tell_level(self, store: RemoteStore, *, last: bool) -> None:
+        if self._on_level is not None and 0 < store.count == self._journal.count:
+            self._on_level(store, last)
 
     def _advance(self, count: int) -> None:
         with self._changed:

@@ -38,6 +38,8 @@ class Settling:
         self._lock = threading.Lock()
         self._waiting: deque[Written] = deque()
         self._shipped = 0
+        self.acknowledged = 0
+        """How many segments are."""
         self._abandoned: BaseException | None = None
 
     def written(self, segment: Written) -> None:
@@ -66,5 +68,6 @@ class Settling:
                 return
             self._waiting.popleft()
             if lost is None:
+                self.acknowledged = first.segment + 1
                 self._records.extend(first.records)
             settle(first.tickets, self._settled, lost)

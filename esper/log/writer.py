@@ -16,7 +16,7 @@ from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import decode_event
 from esper_events.errors import ChainError
 from esper_events.events import Record
-from esper_events.keys import SigningKey
+from esper_events.keys import PublicKey, SigningKey
 from esper_events.place import Place
 from esper_events.segment import MAX_SEGMENT_BYTES, seal, segment_hash
 
@@ -45,6 +45,12 @@ class Pending:
 def framed_size(events: Sequence[bytes]) -> int:
     """Bytes of ``events`` in a segment, each behind its length."""
     return sum(map(len, events)) + _LENGTH_BYTES * len(events)
+
+
+def _may_go_on(chain: ChainVerifier, key: PublicKey) -> bool:
+    """Whether ``key`` may write next, if only that the trainer's key is rotated to it."""
+    authority = chain.authority
+    return authority.may_write(key) or authority.tenures[-1].next_key == key.digest
 
 
 class SegmentWriter:
@@ -86,7 +92,7 @@ class SegmentWriter:
                 f"the log is in lease epoch {chain.epoch} already: another writer has the run, and "
                 f"that of epoch {epoch} can write no more"
             )
-        if chain.segments and self._epoch == chain.epoch and not chain.writer(key.public.id):
+        if chain.segments and self._epoch == chain.epoch and not _may_go_on(chain, key.public):
             raise JournalError(
                 f"the log cannot be continued: {key.public.fingerprint} may not write in it"
             )
@@ -94,6 +100,7 @@ class SegmentWriter:
         self._tree = chain.tree
         self._admission = chain.admission
         self._checkpointed = chain.events
+        self._unsigned: tuple[int, Checkpoint] | None = None
         self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
 
     @property
@@ -142,20 +149,30 @@ class SegmentWriter:
             raise LogError(f"event {index} of log {self._log} was not written: {reason}")
         return Record(index, event)
 
-    def checkpoint(self, *, now: bool = False) -> None:
-        """Sign the current size and root into the run's directory.
+    def checkpoint(self, acknowledged: int, *, now: bool = False) -> None:
+        """Sign size and root of the log into the run's directory, as soon as all that they commit
+        to is among the first ``acknowledged`` segments: what is not may never become history.
 
         At most once a second, unless ``now``. Raises ``JournalError`` when it cannot be written.
         """
-        stale = self._checkpointed < self.events
-        if self._run_dir is None or not stale:
+        if self._run_dir is None:
             return
-        if not now and time.monotonic() < self._checkpoint_due:
+        waiting = self._unsigned is not None and not now
+        if not waiting and (now or time.monotonic() >= self._checkpoint_due):
+            self._unsigned = self._commitment()
+        if self._unsigned is None or self._unsigned[0] > acknowledged:
             return
-        note = Checkpoint(self._log, self.events, self._tree.root()).sign(self._key)
+        note = self._unsigned[1].sign(self._key)
         try:
             write_checkpoint(self._run_dir, note)
         except OSError as error:
             raise JournalError(f"cannot write {self._run_dir}/checkpoint: {error}") from error
-        self._checkpointed = self.events
+        self._checkpointed = self._unsigned[1].size
+        self._unsigned = None
         self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS
+
+    def _commitment(self) -> tuple[int, Checkpoint] | None:
+        """What is in the journal now, in how many segments; None where that is signed already."""
+        if self._checkpointed == self.events:
+            return None
+        return self._journal.count, Checkpoint(self._log, self.events, self._tree.root())
