@@ -20,6 +20,7 @@ from esper.cli.failures import (
 )
 from esper.cli.following import arrivals, check_followed, follow_option
 from esper.cli.options import key_option
+from esper.cli.table import aligned
 from esper_events.terminal import printable
 
 if TYPE_CHECKING:
@@ -204,11 +205,8 @@ def _as_dict(answer: Answer | None) -> dict[str, Any]:
 def _print(answer: Answer) -> None:
     """The rows below the names of their columns, aligned."""
     names, rows = answer
-    lines = [names, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    for line in lines:
-        cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    for line in aligned([names, *([_cell(value) for value in row] for row in rows)]):
+        click.echo(line)
 
 
 def _cell(value: object) -> str:
