@@ -12,6 +12,7 @@ import msgspec
 from esper.projections.canonical import canonical_digest
 from esper.projections.lattice import ProjectionError
 from esper_events.events import Record
+from esper_events.registry import RegistryRecord
 
 
 class State(Protocol):
@@ -28,23 +29,22 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+R = TypeVar("R", bound=Record | RegistryRecord)
 
 
 @dataclass(frozen=True)
-class Projection(Generic[S]):
-    """One reading of a log.
+class Folding(Generic[S, R]):
+    """One reading of a log whose records are ``R``.
 
     ``fold`` takes a state and the next record to the next state, and raises ``ProjectionError``
-    for a record that cannot stand there. ``words`` says a state in lines for people; names and
-    reasons in them are the log's own and may hold control characters.
+    for a record that cannot stand there.
     """
 
     name: str
     initial: S
-    fold: Callable[[S, Record], S]
-    words: Callable[[S], list[str]]
+    fold: Callable[[S, R], S]
 
-    def fold_all(self, records: Iterable[Record], state: S | None = None) -> S:
+    def fold_all(self, records: Iterable[R], state: S | None = None) -> S:
         """Fold every record in order, from ``state`` or from the beginning.
 
         Raises:
@@ -52,11 +52,22 @@ class Projection(Generic[S]):
         """
         return reduce(self._step, records, self.initial if state is None else state)
 
-    def _step(self, state: S, record: Record) -> S:
+    def _step(self, state: S, record: R) -> S:
         try:
             return self.fold(state, record)
         except ProjectionError as error:
             raise ProjectionError(f"event {record.index}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Projection(Folding[S, Record]):
+    """One reading of a run's log.
+
+    ``words`` says a state in lines for people; names and reasons in them are the log's own and may
+    hold control characters.
+    """
+
+    words: Callable[[S], list[str]]
 
 
 class FoldedState(msgspec.Struct, frozen=True):
@@ -73,7 +84,7 @@ class FoldedState(msgspec.Struct, frozen=True):
 F = TypeVar("F", bound=FoldedState)
 
 
-def count(state: F, record: Record) -> F:
+def count(state: F, record: Record | RegistryRecord) -> F:
     """``state`` with ``record`` counted.
 
     Raises:
