@@ -43,7 +43,7 @@ class Chain(abc.ABC, Generic[E, R]):
             another key is then not detected.
 
     Attributes: ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment, `GENESIS`
-    before the first), ``log`` ("" before the first), ``signer`` (the key of the last segment),
+    before the first), ``first`` (that of the first one), ``log`` ("" before it), ``signer`` (the key of the last segment),
     ``tree`` (over all events), and ``watched_roots``: the root that the tree had at each size that
     `watch` named.
     """
@@ -56,7 +56,7 @@ class Chain(abc.ABC, Generic[E, R]):
         self._trusted = trusted
         self.signer = self._pinned
         self.segments = 0
-        self.head = GENESIS
+        self.first = self.head = GENESIS
         self.log = ""
         self.tree = MerkleTree()
         self.watched_roots: dict[int, bytes] = {}
@@ -123,6 +123,8 @@ class Chain(abc.ABC, Generic[E, R]):
         self.signer = key
         self.log = segment.log
         self.head = segment_hash(data)
+        if not self.segments:
+            self.first = self.head
         self.segments += 1
         self._refused = False
         return records
