@@ -43,9 +43,9 @@ class Chain(abc.ABC, Generic[E, R]):
             another key is then not detected.
 
     Attributes: ``segments`` (accepted so far), ``head`` (SHA-256 of the last segment, `GENESIS`
-    before the first), ``first`` (that of the first one), ``log`` ("" before it), ``signer`` (the key of the last segment),
-    ``tree`` (over all events), and ``watched_roots``: the root that the tree had at each size that
-    `watch` named.
+    before the first), ``first`` (that of the first), ``log`` ("" before it), ``signer`` (the key
+    of the last segment), ``tree`` (over all events), and ``watched_roots``: the root that the tree
+    had at each size that `watch` named.
     """
 
     genesis: ClassVar[str]

@@ -9,6 +9,8 @@ from esper_events.anchor import Anchor
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError, cause
 from esper_events.reader import LogReader
+from esper_events.registered import check_registered, watch_heads
+from esper_events.registry_rules import RegisteredRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +20,9 @@ class Report:
     ``head`` is the SHA-256 of the last good segment in hex, ``key`` the fingerprint of the key
     that the log was checked against ("" where there was none to be had), ``root`` that of the root
     key whose certificate for it the log holds ("" where it holds none), ``checkpoint`` the
-    number of events that the run's own signed checkpoint commits to, if there is one, and ``kept``
-    that of the checkpoint which the caller kept and which the log bears out. The first of
+    number of events that the run's own signed checkpoint commits to, if there is one, ``kept``
+    that of the checkpoint which the caller kept and which the log bears out, and ``registered``
+    that which the registry has seen of the run, None where it was not asked. The first of
     ``messages`` is the verdict; the others say what could not be excluded.
     """
 
@@ -33,6 +36,7 @@ class Report:
     log: str
     checkpoint: int | None
     kept: int | None
+    registered: int | None
     messages: tuple[str, ...]
 
     @property
@@ -47,7 +51,10 @@ class Report:
 
 
 def verify_path(
-    path: Path, trusted: Anchor | None = None, kept: SignedCheckpoint | None = None
+    path: Path,
+    trusted: Anchor | None = None,
+    kept: SignedCheckpoint | None = None,
+    registered: RegisteredRun | None = None,
 ) -> Report:
     """Check every byte of the run at ``path``, a run directory or an exported file.
 
@@ -59,22 +66,30 @@ def verify_path(
         kept: a checkpoint of this log from a source that the caller trusts, such as a copy of
             ``DIR/checkpoint`` that was kept elsewhere: what came before it can then not have been
             cut, rolled back or rewritten, not even by the owner of the key.
+        registered: what the registry says of the run: the log is held to that in the same way.
 
     Never raises for what it finds in ``path``: a damaged or missing log is a report that is not ok.
     """
     reader = LogReader(path, trusted, kept)
+    if registered is not None:
+        watch_heads(registered, reader.verifier)
     try:
         for _ in reader.records():
             pass
+        if registered is not None:
+            check_registered(registered, reader.verifier)
     except ChainError as error:
         return _report(reader, None, (str(error),))
     except (OSError, ValueError) as error:
         return _report(reader, None, (f"cannot be read: {cause(error)}",))
     size = 0 if kept is None else kept.checkpoint.size
-    return _report(reader, size, _findings(reader, trusted is not None, size))
+    seen = None if registered is None else registered.events
+    return _report(reader, size, _findings(reader, trusted is not None, size, seen), seen)
 
 
-def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> Report:
+def _report(
+    reader: LogReader, kept: int | None, messages: tuple[str, ...], registered: int | None = None
+) -> Report:
     """The report of a whole log, which bears out ``kept`` events, or of a bad one (None)."""
     verifier, signed = reader.verifier, reader.signed
     return Report(
@@ -88,11 +103,14 @@ def _report(reader: LogReader, kept: int | None, messages: tuple[str, ...]) -> R
         log=verifier.log,
         checkpoint=None if signed is None else signed.checkpoint.size,
         kept=kept or None,
+        registered=registered,
         messages=messages,
     )
 
 
-def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
+def _findings(
+    reader: LogReader, pinned: bool, kept: int, registered: int | None
+) -> tuple[str, ...]:
     verifier, signed = reader.verifier, reader.signed
     fingerprint = "" if verifier.key is None else verifier.key.fingerprint
     found = [
@@ -103,6 +121,9 @@ def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
         found[0] += f", certified by the root {verifier.authority.root.fingerprint}"
     if kept:
         found[0] += f", the first {kept} as the kept checkpoint has them"
+    if registered is not None:
+        found[0] += f", registered, the first {registered} as the registry has seen them"
+    kept = max(kept, registered or 0)
     if not verifier.ended:
         vouched = max(kept, 0 if signed is None else signed.checkpoint.size)
         last = f"event {vouched - 1}" if vouched else "the start"
@@ -110,7 +131,7 @@ def _findings(reader: LogReader, pinned: bool, kept: int) -> tuple[str, ...]:
             "the run has not ended in this log; a cut at a segment boundary "
             f"after {last} is not excluded"
         )
-    if not (pinned or kept):
+    if not (pinned or kept or registered is not None):
         found.append(
             "the key was taken from the log itself; a log made up whole under another key is "
             "not excluded (compare the fingerprint, or pin it)"
