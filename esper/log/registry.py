@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from esper.log.entries import Signer
 from esper.log.errors import LogError, StoreUnavailableError
 from esper.log.seen import SeenSegments
-from esper.log.shared_log import SharedLog, Signer
+from esper.log.shared_log import SharedLog
 from esper.log.sources import source_for
 from esper.log.store import RemoteStore, SharedStore, Store
 from esper.log.workspace import Workspace

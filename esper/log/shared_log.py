@@ -7,10 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from msgspec import UNSET
-
+from esper.log.entries import Signer, seal_entries
 from esper.log.errors import (
     ConflictError,
     LogError,
@@ -22,22 +20,10 @@ from esper.log.errors import (
 )
 from esper.log.seen import SeenSegments
 from esper.log.store import SharedSource, SharedStore
-from esper_events.certificate import Certificate
-from esper_events.errors import ChainError, CodecError, SegmentError
-from esper_events.keys import SigningKey
-from esper_events.place import Place
-from esper_events.registry import (
-    REGISTRY,
-    REGISTRY_CODEC,
-    RegistryBegun,
-    RegistryEvent,
-    RegistryRecord,
-    WriterAdmitted,
-    kind_of,
-)
+from esper_events.errors import ChainError
+from esper_events.registry import RegistryEvent, RegistryRecord
 from esper_events.registry_chain import RegistryVerifier
 from esper_events.registry_rules import RegisteredRun
-from esper_events.segment import seal
 
 _logger = logging.getLogger("esper.log")
 
@@ -47,13 +33,6 @@ _SHORT = "the registry was rolled back: it holds {} segments"
 
 Decide = Callable[[Sequence[RegistryRecord]], Sequence[RegistryEvent]]
 """Chooses what to append to the records that there are: nothing, or events that go in together."""
-
-
-class Signer(NamedTuple):
-    """The key to write with, and a root key's certificate for it, where there is one."""
-
-    key: SigningKey
-    certificate: Certificate | None
 
 
 @dataclass
@@ -103,6 +82,8 @@ class SharedLog:
         except ChainError as error:
             raise LogError(f"{seen.path}: {error}; {seen.advice}") from error
         self._chain.admission.known = False
+        self.remembered = self._chain.events
+        """Events that this workspace had seen before."""
 
     @property
     def runs(self) -> Mapping[str, RegisteredRun]:
@@ -135,7 +116,8 @@ class SharedLog:
                 events = decide(tuple(self._records))
                 if not events:
                     return []
-                proposal = self._proposal = _Proposal(self._chain.segments, self._seal(events))
+                segment = seal_entries(self._chain, self._signer(), events)
+                proposal = self._proposal = _Proposal(self._chain.segments, segment)
                 try:
                     self._catch_up(deadline)
                 finally:
@@ -147,6 +129,33 @@ class SharedLog:
                     raise StoreUnavailableError(
                         f"{self.name}: others wrote in the registry first for {timeout:g} s"
                     )
+
+    def verify(self, timeout: float = 10.0) -> None:
+        """Read all of it from the server again, every signature checked.
+
+        Raises ``StoreError`` where it is not whole.
+        """
+        with self._lock:
+            self._catch_up(time.monotonic() + timeout)
+            chain = RegistryVerifier()
+            try:
+                for segment in () if self._store is None else self._store.read():
+                    chain.accept(segment)
+            except ChainError as error:
+                raise StoreError(f"{self.name}: the registry is not whole: {error}") from error
+            if chain.head != self._chain.head:
+                raise self._rolled_back("the registry was rewritten")
+
+    def copy_of(self, log: str) -> SharedStore:
+        """The copy that the same server has of a run's log, to be read.
+
+        Raises ``MissingStreamError`` where it has none.
+        """
+        with self._lock:
+            store = self._connected(create=False)
+        if store is None:
+            raise MissingStreamError(f"{self.name}: there is no registry, nor log {log}")
+        return store.beside(log, create=False)
 
     def close(self) -> None:
         """Let go of connection and server; safe to call twice."""
@@ -264,40 +273,6 @@ class SharedLog:
         proposal = self._proposal
         if proposal is not None and proposal.position == position:
             proposal.records = records if proposal.segment == segment else []
-
-    def _seal(self, events: Sequence[RegistryEvent]) -> bytes:
-        key, certificate = self._signer()
-        chosen = [*self._introduction(key, certificate), *events]
-        chain, admission = self._chain, self._chain.admission.fork()
-        place = Place(REGISTRY, key.public, 0, chain.events, chain.head)
-        for event in chosen:
-            reason = admission.admit(event, place)
-            if reason is not None:
-                raise LogError(f"{self.name}: {kind_of(event)} was not written: {reason}")
-        try:
-            encoded = [REGISTRY_CODEC.encode(event) for event in chosen]
-            return seal(
-                encoded, log=REGISTRY, first_index=chain.events, previous=chain.head, key=key
-            )
-        except (CodecError, SegmentError) as error:
-            raise LogError(f"{self.name}: not written in the registry: {error}") from error
-
-    def _introduction(
-        self, key: SigningKey, certificate: Certificate | None
-    ) -> tuple[RegistryEvent, ...]:
-        """What has to stand before the first event that ``key`` writes."""
-        now, admission = time.time(), self._chain.admission
-        if admission.root is None:
-            vouched = UNSET if certificate is None else certificate
-            return (RegistryBegun(time=now, writer=key.public.raw, certificate=vouched),)
-        if admission.writer(key.public.id) is not None:
-            return ()
-        if certificate is None or certificate.root != admission.root.raw:
-            raise LogError(
-                f"{self.name}: {key.public.fingerprint} may not write in the registry: "
-                f"{admission.root.fingerprint}, which admits writers, has not certified it"
-            )
-        return (WriterAdmitted(time=now, certificate=certificate),)
 
     def _disconnect(self) -> None:
         store, self._store = self._store, None
