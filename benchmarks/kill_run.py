@@ -47,8 +47,13 @@ checkpoint_every = 5
 name = "digits"
 [model]
 hidden = [4]
+dropout = 0.1
+batchnorm = true
 [optimizer]
 lr = 1e-2
+[schedule]
+kind = "cosine"
+final = 0.1
 [growth]
 observe_every = 10
 measure_every = 10
