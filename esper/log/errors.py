@@ -41,7 +41,11 @@ class MissingStreamError(StoreError):
     """The server has no stream for the log."""
 
 
-class RolledBackError(StoreError):
+class BrokenLogError(StoreError):
+    """A shared log on a server that is not what its writers signed."""
+
+
+class RolledBackError(BrokenLogError):
     """The server holds less of a shared log than was there before, or something else."""
 
 

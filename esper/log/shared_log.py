@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from esper.log.entries import Signer, seal_entries
 from esper.log.errors import (
+    BrokenLogError,
     ConflictError,
     LogError,
     MissingStreamError,
@@ -56,8 +57,8 @@ class SharedLog:
     Safe to use from several threads; a call of one waits for that of another.
 
     Every call raises ``StoreUnavailableError`` when the server does not answer in time,
-    ``RolledBackError`` when it holds less than was seen, ``StoreError`` when it holds what is no
-    registry.
+    ``RolledBackError`` when it holds less than was seen, ``BrokenLogError`` when it holds what is
+    no registry.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class SharedLog:
     def verify(self, timeout: float = 10.0) -> None:
         """Read all of it from the server again, every signature checked.
 
-        Raises ``StoreError`` where it is not whole.
+        Raises ``BrokenLogError`` where it is not whole.
         """
         with self._lock:
             self._catch_up(time.monotonic() + timeout)
@@ -142,7 +143,7 @@ class SharedLog:
                 for segment in () if self._store is None else self._store.read():
                     chain.accept(segment)
             except ChainError as error:
-                raise StoreError(f"{self.name}: the registry is not whole: {error}") from error
+                raise BrokenLogError(f"{self.name}: the registry is not whole: {error}") from error
             if chain.head != self._chain.head:
                 raise self._rolled_back("the registry was rewritten")
 
@@ -257,7 +258,7 @@ class SharedLog:
             for segment in segments:
                 self._accept(segment)
         except ChainError as error:
-            raise StoreError(f"{self.name}: the registry is not whole: {error}") from error
+            raise BrokenLogError(f"{self.name}: the registry is not whole: {error}") from error
         if not segments:
             return
         try:
