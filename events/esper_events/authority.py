@@ -1,28 +1,35 @@
-"""Who may write what in a log: the trainer that its first event names, the root behind that, the
-keys that the root certifies later on, and the trainer that takes the run over."""
+"""Who may write what in a log: the trainer that its first event names and who comes after it, the
+root behind that, and the keys that the root certifies or revokes."""
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from esper_events.certificate import Certificate, Role, check_certificate
-from esper_events.errors import CertificateError, PublicKeyError
+from esper_events.checkpoint import SignedCheckpoint
+from esper_events.errors import CertificateError, PublicKeyError, RevocationError
 from esper_events.events import (
+    OF_WRITERS,
     BlueprintRegistered,
     ControllerConsulted,
     Event,
     KeyCertified,
+    KeyRevoked,
+    KeyRotated,
     PlateauDetected,
     RunStarted,
     RunTakenOver,
 )
 from esper_events.keys import PublicKey
 from esper_events.place import Place
+from esper_events.revocation import Revocation, check_revocation, since_when
+from esper_events.tenure import Bound, Tenure
 
 MAY_WRITE: dict[Role, frozenset[type[Event]]] = {
-    Role.ROOT: frozenset({KeyCertified}),
+    Role.ROOT: frozenset({KeyCertified, KeyRevoked}),
     Role.TRAINER: frozenset(typing.get_args(Event)),
     Role.CONTROLLER: frozenset({ControllerConsulted, PlateauDetected}),
     Role.WORKER: frozenset({BlueprintRegistered}),
@@ -33,44 +40,122 @@ MAY_WRITE: dict[Role, frozenset[type[Event]]] = {
 class Authority:
     """Follows one log from its first event, beside `esper_events.rules.Rules`.
 
-    Attributes: ``trainer``, the trainer's key that is in force, ``certificate``, a root key's for
-    it, and ``root``, that root key; each None before the first event, and the last two in a log
-    without a root.
+    Attributes: ``root``, the root key that vouches for the trainer's, None in a log without one;
+    ``tenures``, the trainer's keys one after the other; ``bounds``, of the keys that were revoked.
     """
 
     def __init__(self) -> None:
         self.root: PublicKey | None = None
-        self.trainer: PublicKey | None = None
-        self.certificate: Certificate | None = None
+        self.tenures: list[Tenure] = []
+        self.bounds: list[Bound] = []
         self._keys: dict[bytes, tuple[PublicKey, Role]] = {}
+        self._former: dict[bytes, tuple[PublicKey, str]] = {}
+        """Keys that may write no more, and why."""
+        self._barred: set[bytes] = set()
+        """Those of them that never come back."""
+        self._revocations: list[Revocation] = []
+        self._last: dict[bytes, int] = {}
+        """The last event that each key signed."""
+
+    @property
+    def trainer(self) -> PublicKey | None:
+        """The trainer's key that may write now, None before the first event and once revoked."""
+        return (
+            self.tenures[-1].key if self.tenures and self.may_write(self.tenures[-1].key) else None
+        )
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The root's for the last of the trainer's keys, where it has one."""
+        return self.tenures[-1].certificate if self.tenures else None
+
+    def may_write(self, key: PublicKey) -> bool:
+        """Whether ``key`` has a role in the log now."""
+        return key.id in self._keys
 
     def key(self, key_id: bytes) -> PublicKey | None:
-        """The key with this id that may write in the log, if there is one."""
-        known = self._keys.get(key_id)
+        """The key with this id that has or had a role in the log, if there is one."""
+        known = self._keys.get(key_id) or self._former.get(key_id)
         return None if known is None else known[0]
+
+    def tenure_at(self, size: int) -> Tenure | None:
+        """The trainer's key in force after the first ``size`` events."""
+        return next((t for t in reversed(self.tenures) if t.since < size), None)
+
+    def bound(self, key: PublicKey) -> Bound | None:
+        """From where on ``key`` is not to be trusted, if it was revoked."""
+        of_key = [bound for bound in self.bounds if bound.key == key]
+        return min(of_key, key=lambda bound: bound.since, default=None)
+
+    def heed(self, told: Sequence[Revocation], log: str) -> None:
+        """Hold the log to revocations that it does not hold itself, each checked before; those of
+        another root say nothing of it."""
+        for key, _ in (*self._keys.values(), *self._former.values()):
+            since = since_when((*self._revocations, *told), self.root, key, log)
+            if since is not None:
+                self.bounds.append(Bound(key, since))
+
+    def distrusted(self) -> Bound | None:
+        """The first bound behind which the log has events that the revoked key signed."""
+        behind = [b for b in self.bounds if self._last.get(b.key.id, -1) >= b.since]
+        return min(behind, key=lambda bound: bound.since, default=None)
+
+    def refuses(self, signed: SignedCheckpoint, name: str) -> str | None:
+        """Why the checkpoint, which is called ``name``, is not one of the trainer's key that was in
+        force when the log had that many events, else None."""
+        size = signed.checkpoint.size
+        tenure = self.tenure_at(size)
+        signer = next((t.key for t in self.tenures if signed.is_signed_by(t.key)), None)
+        if signer is None or tenure is None:
+            return f"{name}: the signature does not fit its text and the log's key"
+        bound = self.bound(signer)
+        if bound is not None and size > bound.since:
+            return f"{name} counts {size} events and is signed by {bound}"
+        if signer != tenure.key:
+            return (
+                f"{signer.fingerprint} signed {name} of {size} events, when "
+                f"{tenure.key.fingerprint} was the trainer's key"
+            )
+        return None
 
     def admit(self, event: Event, place: Place, index: int) -> str | None:
         """The reason why ``event`` cannot stand at ``index``, a place in ``place``, else None."""
         signer = place.signer
+        known = self._keys.get(signer.id)
+        if known is not None and type(event) not in MAY_WRITE[known[1]]:
+            kind = type(event).__struct_config__.tag
+            return f"{signer.fingerprint} is a {known[1].value}'s key and may not write {kind}"
+        self._last[signer.id] = index
+        if known is not None and not isinstance(event, OF_WRITERS):
+            return None
         try:
-            if isinstance(event, RunStarted):
-                return self._begin(event, place)
-            known = self._keys.get(signer.id)
-            if known is None:
-                if isinstance(event, RunTakenOver):
-                    return self._take_over(event, place)
-                return f"{signer.fingerprint} has no role in this log"
-            role = known[1]
-            if type(event) not in MAY_WRITE[role]:
-                kind = type(event).__struct_config__.tag
-                return f"{signer.fingerprint} is a {role.value}'s key and may not write {kind}"
-            if isinstance(event, KeyCertified):
-                self._add(event.certificate, place.log)
-            elif isinstance(event, RunTakenOver):
-                return self._take_over(event, place)
-        except CertificateError as error:
+            return self._change(event, place, index)
+        except (CertificateError, RevocationError) as error:
             return str(error)
+
+    def _change(self, event: Event, place: Place, index: int) -> str | None:
+        signer = place.signer
+        if signer.id in self._barred:
+            return self._no_more(signer)
+        match event:
+            case RunStarted():
+                return self._begin(event, place)
+            case KeyRotated():
+                return self._rotate(event, place, index)
+            case RunTakenOver():
+                return self._take_over(event, place, index)
+        if signer.id not in self._keys:
+            return self._no_more(signer)
+        if isinstance(event, KeyCertified):
+            self._certify(event.certificate, place.log)
+        elif isinstance(event, KeyRevoked):
+            self._revoke(event.revocation, place.log, index)
         return None
+
+    def _no_more(self, key: PublicKey) -> str:
+        if key.id in self._former:
+            return f"{key.fingerprint} may write no more: {self._former[key.id][1]}"
+        return f"{key.fingerprint} has no role in this log"
 
     def _begin(self, event: RunStarted, place: Place) -> str | None:
         signer = place.signer
@@ -79,30 +164,76 @@ class Authority:
         if event.certificate is not UNSET:
             self.root = check_certificate(event.certificate, signer, Role.TRAINER, place.log)
             self._keys[self.root.id] = self.root, Role.ROOT
-            self.certificate = event.certificate
-        self._keys[signer.id] = signer, Role.TRAINER
-        self.trainer = signer
+        self._appoint(signer, 0, event.certificate, event.next_key)
         return None
 
-    def _take_over(self, event: RunTakenOver, place: Place) -> str | None:
-        """The trainer's key goes on, or another that the root certifies comes into its place."""
-        signer = place.signer
+    def _rotate(self, event: KeyRotated, place: Place, index: int) -> str | None:
+        """The key that the log committed to comes into the trainer's place, by its own signature:
+        the one before may be stolen, lost or revoked."""
+        signer, last = place.signer, self.tenures[-1]
+        reason = None
+        if event.trainer_key != signer.raw:
+            reason = f"key.rotated names another key than {signer.fingerprint}, which signed it"
+        elif signer == last.key:
+            reason = f"{signer.fingerprint} is rotated to, and is the trainer's key already"
+        elif last.next_key is None:
+            reason = f"{signer.fingerprint} is rotated to, and the log has committed to no next key"
+        elif last.next_key != signer.digest:
+            reason = (
+                f"{signer.fingerprint} is rotated to, and the next key that the log has committed "
+                f"to is ed25519:{last.next_key}"
+            )
+        if reason is not None:
+            return reason
+        self._check_vouched(event.certificate, place)
+        self._dismiss(last.key, f"its key was rotated at event {index}", for_good=True)
+        self._appoint(signer, index, event.certificate, event.next_key)
+        return None
+
+    def _take_over(self, event: RunTakenOver, place: Place, index: int) -> str | None:
+        """The trainer's key goes on, or another comes into its place: one that the root certifies,
+        or, in a log without a root, the one that it has committed to."""
+        signer, last = place.signer, self.tenures[-1]
         if event.trainer_key != signer.raw:
             return f"run.taken_over names another key as its writer's than {signer.fingerprint}"
-        if event.certificate is not UNSET:
-            self._check_root(check_certificate(event.certificate, signer, Role.TRAINER, place.log))
-        elif signer != self.trainer:
+        if signer == last.key:
+            return self._keep(event, place)
+        if event.certificate is UNSET and (self.root or last.next_key != signer.digest):
             return (
                 f"{signer.fingerprint} takes the run over without a certificate, and the "
                 "trainer's key is another"
             )
-        if signer != self.trainer and self.trainer is not None:
-            del self._keys[self.trainer.id]
-            self._keys[signer.id] = signer, Role.TRAINER
-            self.trainer, self.certificate = signer, event.certificate or None
+        self._check_vouched(event.certificate, place)
+        self._dismiss(last.key, f"the run was taken over from it at event {index}")
+        self._appoint(signer, index, event.certificate, event.next_key)
         return None
 
-    def _add(self, certificate: Certificate, log: str) -> None:
+    def _keep(self, event: RunTakenOver, place: Place) -> str | None:
+        if event.next_key is not UNSET:
+            return "run.taken_over by the trainer's own key commits to another next key"
+        if event.certificate is not UNSET:
+            self._check_vouched(event.certificate, place)
+        return None
+
+    def _appoint(
+        self,
+        key: PublicKey,
+        index: int,
+        certificate: Certificate | UnsetType,
+        next_key: str | UnsetType,
+    ) -> None:
+        self._former.pop(key.id, None)
+        self._keys[key.id] = key, Role.TRAINER
+        self.tenures.append(Tenure(key, index, certificate or None, next_key or None))
+
+    def _dismiss(self, key: PublicKey, why: str, *, for_good: bool = False) -> None:
+        self._keys.pop(key.id, None)
+        if key.id not in self._barred:
+            self._former[key.id] = key, why
+        if for_good:
+            self._barred.add(key.id)
+
+    def _certify(self, certificate: Certificate, log: str) -> None:
         if self.root is None:
             raise CertificateError("a key is certified in a log that began without a root")
         try:
@@ -114,7 +245,41 @@ class Authority:
         self._check_root(check_certificate(certificate, key, certificate.role, log))
         if key.id in self._keys:
             raise CertificateError(f"{key.fingerprint} has a role in this log already")
+        if key.id in self._former:
+            raise CertificateError(self._no_more(key))
         self._keys[key.id] = key, certificate.role
+
+    def _revoke(self, revocation: Revocation, log: str, index: int) -> None:
+        root, key = check_revocation(revocation)
+        if root != self.root:
+            raise RevocationError(
+                f"{key.fingerprint} is revoked by {root.fingerprint}, which is not the log's root"
+            )
+        if key == root:
+            raise RevocationError("the root revokes itself: nobody is above it")
+        if revocation.log != log:
+            raise RevocationError(f"the revocation is for log {revocation.log!r}, this is {log!r}")
+        before = self.bound(key)
+        if revocation.since > index or (before is not None and before.since <= revocation.since):
+            known = f", and was from event {before.since} on already" if before else ""
+            raise RevocationError(
+                f"{key.fingerprint} is revoked from event {revocation.since} on at event {index}"
+                f"{known}"
+            )
+        self.bounds.append(Bound(key, revocation.since))
+        self._revocations.append(revocation)
+        self._barred.discard(key.id)
+        self._dismiss(key, f"the root revoked it at event {index}", for_good=True)
+
+    def _check_vouched(self, certificate: Certificate | UnsetType, place: Place) -> None:
+        """A log with a root has trainers of that root alone."""
+        if certificate is not UNSET:
+            self._check_root(check_certificate(certificate, place.signer, Role.TRAINER, place.log))
+        elif self.root is not None:
+            raise CertificateError(
+                f"{place.signer.fingerprint} comes without a certificate into a log of the root "
+                f"{self.root.fingerprint}"
+            )
 
     def _check_root(self, root: PublicKey) -> None:
         if self.root is None:

@@ -14,7 +14,7 @@ from esper_events.authority import Authority
 from esper_events.certificate import Certificate
 from esper_events.codec import RUN_CODEC, Codec
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
-from esper_events.events import Event, Record, RunStarted, RunTakenOver
+from esper_events.events import Event, KeyRotated, Record, RunStarted, RunTakenOver
 from esper_events.keys import PublicKey
 from esper_events.merkle import MerkleTree
 from esper_events.place import Place
@@ -78,7 +78,8 @@ class Chain(abc.ABC, Generic[E, R]):
 
     @abc.abstractmethod
     def writer(self, key_id: bytes) -> PublicKey | None:
-        """The key with this id that may write in the log, if there is one."""
+        """The key with this id that the log knows, if it does; whether it may write is for
+        `admit` to say."""
 
     @property
     @abc.abstractmethod
@@ -271,8 +272,9 @@ class ChainVerifier(Chain[Event, Record]):
 
     @property
     def key(self) -> PublicKey | None:
-        """The trainer's key; before the first segment the one that is pinned, if there is one."""
-        return self.authority.trainer or self._pinned
+        """The trainer's key, revoked or not; before the first segment the one that is pinned."""
+        tenures = self.authority.tenures
+        return tenures[-1].key if tenures else self._pinned
 
     @property
     def authority(self) -> Authority:
@@ -301,11 +303,11 @@ class ChainVerifier(Chain[Event, Record]):
         )
 
     def introduced(self, event: Event) -> bytes | None:
-        """The trainer that ``run.taken_over`` names."""
-        return event.trainer_key if isinstance(event, RunTakenOver) else None
+        """The trainer that ``key.rotated`` or ``run.taken_over`` names."""
+        return event.trainer_key if isinstance(event, KeyRotated | RunTakenOver) else None
 
     def writer(self, key_id: bytes) -> PublicKey | None:
-        """The key with this id that may write in the log, if there is one."""
+        """The key with this id that has or had a role in the log."""
         return self.authority.key(key_id)
 
     def admit(self, event: Event, place: Place, index: int) -> str | None:

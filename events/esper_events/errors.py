@@ -31,6 +31,10 @@ class CertificateError(EsperEventsError):
     """Bytes that are no certificate, or one that does not vouch for the key in question."""
 
 
+class RevocationError(EsperEventsError):
+    """Bytes that are no revocation, or one that its root did not sign or that cannot count."""
+
+
 class CheckpointError(EsperEventsError):
     """Bytes that are not a checkpoint in the form this package writes."""
 
@@ -87,3 +91,7 @@ class ChainError(EsperEventsError):
         self.segment = segment
         self.byte = byte
         self.event = event
+
+
+class DistrustError(ChainError):
+    """A log that is whole, and in which a key that was revoked signed behind the root's bound."""

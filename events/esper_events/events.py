@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from esper_events.certificate import Certificate
+from esper_events.revocation import Revocation
 from esper_events.stages import Gate, Stage
 
 Figures = dict[str, float]
@@ -61,7 +62,8 @@ class RunStarted(_Event, frozen=True, tag="run.started"):
     """Genesis of a run: who writes it, what it trains, and on which platform.
 
     ``certificate`` is a root key's for ``trainer_key``; it is left out, on the wire too, where no
-    root key vouches for the trainer's.
+    root key vouches for the trainer's. ``next_key`` is the SHA-256 in hex of the raw public key
+    that comes after ``trainer_key``, and is left out where there is none yet.
     """
 
     run: str
@@ -72,6 +74,7 @@ class RunStarted(_Event, frozen=True, tag="run.started"):
     version: str
     platform: dict[str, str]
     certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
+    next_key: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class KeyCertified(_Event, frozen=True, tag="key.certified"):
@@ -81,13 +84,33 @@ class KeyCertified(_Event, frozen=True, tag="key.certified"):
     certificate: Certificate
 
 
+class KeyRotated(_Event, frozen=True, tag="key.rotated"):
+    """From here on ``trainer_key``, which signs this, is the trainer's in the place of the one
+    before. It is the key that the log has committed to, and ``next_key`` commits to the one that
+    comes after it. ``certificate`` is the log's root's for it, left out in a log without a root.
+    """
+
+    trainer_key: bytes
+    next_key: str
+    certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyRevoked(_Event, frozen=True, tag="key.revoked"):
+    """The log's root takes a key back: it may write no more, and what it signed from the event on
+    that ``revocation`` names is not to be trusted. ``reason`` is for people."""
+
+    revocation: Revocation
+    reason: str
+
+
 class RunTakenOver(_Event, frozen=True, tag="run.taken_over"):
     """Another writer goes on with the run in lease epoch ``epoch``; it signs this with
     ``trainer_key``, and from here on the writer before may write no more.
 
     ``after`` is the SHA-256 in hex of the segment that this one follows: what the writer before
     wrote behind that is no part of the log. ``certificate`` is the log's root's for
-    ``trainer_key``; it is left out, on the wire too, where that is the trainer's key already.
+    ``trainer_key``, and ``next_key`` commits to the key that comes after it, as in `RunStarted`;
+    both are left out, on the wire too, where ``trainer_key`` is the trainer's already.
     """
 
     epoch: int
@@ -96,6 +119,7 @@ class RunTakenOver(_Event, frozen=True, tag="run.taken_over"):
     trainer_key: bytes
     reason: str
     certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
+    next_key: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class LatticeDeclared(_Event, frozen=True, tag="lattice.declared"):
@@ -275,6 +299,8 @@ class RunEnded(_Event, frozen=True, tag="run.ended"):
 Event = (
     RunStarted
     | KeyCertified
+    | KeyRotated
+    | KeyRevoked
     | RunTakenOver
     | LatticeDeclared
     | BlueprintRegistered
@@ -294,7 +320,7 @@ Event = (
     | RunEnded
 )
 
-OF_WRITERS = (KeyCertified, RunTakenOver)
+OF_WRITERS = (KeyCertified, KeyRotated, KeyRevoked, RunTakenOver)
 """Kinds that tell who writes the log, and nothing of the model."""
 
 

@@ -61,9 +61,14 @@ class PublicKey:
         self._key = Ed25519PublicKey.from_public_bytes(self.raw)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the key in hex: what commits to a key that is not shown yet."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
-        """What two people compare: ``ed25519:`` and SHA-256 of the key in hex."""
-        return f"ed25519:{hashlib.sha256(self.raw).hexdigest()}"
+        """What two people compare: ``ed25519:`` and `digest`."""
+        return f"ed25519:{self.digest}"
 
     @property
     def openssh_fingerprint(self) -> str:

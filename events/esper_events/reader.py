@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +14,10 @@ from esper_events.checkpoint import (
     SignedCheckpoint,
     parse_checkpoint,
 )
-from esper_events.errors import ChainError, CheckpointError
+from esper_events.errors import ChainError, CheckpointError, DistrustError
 from esper_events.events import Record
 from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.revocation import Revocation
 
 MAGIC = b"esper export 1\n"
 """First bytes of an exported run; its layout stands in `esper_events.export`."""
@@ -29,6 +30,8 @@ class LogReader:
         path: what to read.
         trusted: the trainer's key or its fingerprint where the caller knows it.
         kept: a checkpoint of this log that the caller kept: the log must bear it out as well.
+        revoked: what the caller knows of keys that were taken back, each checked; a log cannot hold
+            what was revoked after its end, nor what a thief leaves out.
 
     Attributes: ``verifier`` (what was proven so far), and ``signed``, the run's own signed
     checkpoint that the whole log agrees with, None until the end was reached or where there is
@@ -40,11 +43,13 @@ class LogReader:
         path: Path,
         trusted: Anchor | None = None,
         kept: SignedCheckpoint | None = None,
+        revoked: Sequence[Revocation] = (),
     ) -> None:
         self.path = Path(path)
         self.verifier = ChainVerifier(trusted)
         self.signed: SignedCheckpoint | None = None
         self._kept = kept
+        self._revoked = revoked
         if kept is not None:
             self.verifier.watch(kept.checkpoint.size)
 
@@ -53,7 +58,7 @@ class LogReader:
 
         Raises:
             ChainError: the run is damaged; records handed out before that are good, but for the
-                checkpoint, which counts at the end.
+                checkpoint and for keys that were revoked, which count at the end.
             OSError: a file cannot be read.
         """
         if self.path.is_dir():
@@ -70,6 +75,7 @@ class LogReader:
                 yield from self.verifier.accept(segment, offset + LENGTH.size)
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
+        require_trusted(self.verifier, self._revoked)
         if signed is not None:
             self.signed = borne_out(signed, self.verifier)
         self._agree_with_kept()
@@ -81,6 +87,7 @@ class LogReader:
             for offset, segment in read_frames(file, len(MAGIC), terminated=True):
                 yield from self.verifier.accept(segment, offset + LENGTH.size)
             signed = read_footer(file)
+        require_trusted(self.verifier, self._revoked)
         if signed.checkpoint.size < self.verifier.events:
             raise ChainError(
                 f"holds {self.verifier.events} events, but its footer commits to "
@@ -95,6 +102,21 @@ class LogReader:
             borne_out(self._kept, self.verifier, "the kept checkpoint")
 
 
+def require_trusted(verifier: ChainVerifier, told: Sequence[Revocation] = ()) -> None:
+    """Hold what ``verifier`` has accepted to the revocations in it, and to those that it is told.
+
+    Raises:
+        DistrustError: a key signed in it behind the bound that the root set.
+    """
+    verifier.authority.heed(told, verifier.log)
+    bound = verifier.authority.distrusted()
+    if bound is not None:
+        raise DistrustError(
+            f"not to be trusted from here on: signed by {bound}; what stands before is whole",
+            event=bound.since,
+        )
+
+
 def borne_out(
     signed: SignedCheckpoint, verifier: ChainVerifier, name: str = "its signed checkpoint"
 ) -> SignedCheckpoint:
@@ -106,8 +128,9 @@ def borne_out(
     checkpoint = signed.checkpoint
     if checkpoint.log != verifier.log:
         raise ChainError(f"{name} is of log {checkpoint.log}, this is {verifier.log}")
-    if verifier.key is None or not signed.is_signed_by(verifier.key):
-        raise ChainError(f"{name}: the signature does not fit its text and the log's key")
+    reason = verifier.authority.refuses(signed, name)
+    if reason is not None:
+        raise ChainError(reason)
     if checkpoint.size > verifier.events:
         raise ChainError(
             f"the log ends after segment {verifier.segments - 1} with {verifier.events} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from esper_events.errors import ChainError, cause
 from esper_events.reader import LogReader
 from esper_events.registered import check_registered, watch_heads
 from esper_events.registry_rules import RegisteredRun
+from esper_events.revocation import Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def verify_path(
     trusted: Anchor | None = None,
     kept: SignedCheckpoint | None = None,
     registered: RegisteredRun | None = None,
+    revoked: Sequence[Revocation] = (),
 ) -> Report:
     """Check every byte of the run at ``path``, a run directory or an exported file.
 
@@ -67,10 +70,12 @@ def verify_path(
             ``DIR/checkpoint`` that was kept elsewhere: what came before it can then not have been
             cut, rolled back or rewritten, not even by the owner of the key.
         registered: what the registry says of the run: the log is held to that in the same way.
+        revoked: keys that the caller knows to have been taken back, each checked; those that the
+            log itself tells of count in any case.
 
     Never raises for what it finds in ``path``: a damaged or missing log is a report that is not ok.
     """
-    reader = LogReader(path, trusted, kept)
+    reader = LogReader(path, trusted, kept, revoked)
     if registered is not None:
         watch_heads(registered, reader.verifier)
     try:

@@ -13,6 +13,8 @@ from esper_events.events import (
     Figures,
     GateMeasured,
     KeyCertified,
+    KeyRevoked,
+    KeyRotated,
     LatticeDeclared,
     PassesSeparated,
     PlateauDetected,
@@ -51,8 +53,14 @@ def _say(event: Event) -> str:
         case RunStarted():
             return f"run {event.run} starts (Esper {event.version}, seed {event.seed})"
         case KeyCertified():
-            key = hashlib.sha256(event.certificate.key).hexdigest()
-            return f"key ed25519:{key} certified as {event.certificate.role.value}"
+            certificate = event.certificate
+            return f"key {_fingerprint(certificate.key)} certified as {certificate.role.value}"
+        case KeyRotated():
+            return f"trainer's key rotated to {_fingerprint(event.trainer_key)}"
+        case KeyRevoked():
+            why = f" ({event.reason})" if event.reason else ""
+            since = event.revocation.since
+            return f"key {_fingerprint(event.revocation.key)} revoked from event {since} on{why}"
         case RunTakenOver():
             why = f" ({event.reason})" if event.reason else ""
             return f"run taken over by {event.holder} in lease epoch {event.epoch}{why}"
@@ -122,6 +130,10 @@ def _say_step(
             return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
         case PassesSeparated():
             return f"seeds share no pass for {event.purpose} any more: {event.reason}"
+
+
+def _fingerprint(raw: bytes) -> str:
+    return f"ed25519:{hashlib.sha256(raw).hexdigest()}"
 
 
 def _say_decision(event: TransitionDecided) -> str:

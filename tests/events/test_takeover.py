@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from esper.log.errors import JournalError, LogError
 from esper.log.memory import MemoryStore
 from esper.log.writer import SegmentWriter
-from esper_events.certificate import Certificate, Role, certify
+from esper_events.certificate import Role
 from esper_events.codec import encode_event
 from esper_events.events import KeyCertified, PlateauDetected, RunTakenOver
 from esper_events.keys import SigningKey
 from esper_events.verify import verify_path
-from support.event_runs import LOG, ended, lattice, started
+from support.authorities import begin, taken, trusted
+from support.event_runs import LOG, ended, started
 from support.signed_logs import SignedLog
 
 ROOT, TRAINER, SECOND, WORKER, THIEF = (SigningKey.generate() for _ in range(5))
@@ -25,20 +25,7 @@ PLATEAU = PlateauDetected(time=1.0, step=9, figures={})
 
 def begun(key: SigningKey = TRAINER, log: str = LOG) -> SignedLog:
     """A log of two segments that the root vouches for."""
-    certificate = certify(ROOT, key.public, Role.TRAINER)
-    genesis = msgspec.structs.replace(started(key), certificate=certificate)
-    return SignedLog(log).say(key, genesis, lattice("fc")).say(key, PLATEAU)
-
-
-def trusted(key: SigningKey, by: SigningKey = ROOT, log: str = "") -> Certificate:
-    return certify(by, key.public, Role.TRAINER, log)
-
-
-def taken(log: SignedLog, key: SigningKey, epoch: int = 1, **changes: Any) -> RunTakenOver:
-    event = RunTakenOver(
-        time=2.0, epoch=epoch, holder="b", after=log.head, trainer_key=key.public.raw, reason=""
-    )
-    return msgspec.structs.replace(event, **changes)
+    return begin(key, root=ROOT, log=log).say(key, PLATEAU)
 
 
 def take(log: SignedLog, key: SigningKey, epoch: int = 1, **changes: Any) -> SignedLog:
@@ -47,8 +34,8 @@ def take(log: SignedLog, key: SigningKey, epoch: int = 1, **changes: Any) -> Sig
 
 def test_a_run_is_taken_over_by_its_own_key_and_by_a_certified_one(tmp_path: Path) -> None:
     log = take(begun(), TRAINER)
-    log = take(log, SECOND, 4, certificate=trusted(SECOND)).say(SECOND, PLATEAU, epoch=4)
-    log = take(log, TRAINER, 5, certificate=trusted(TRAINER)).say(TRAINER, ended(), epoch=5)
+    log = take(log, SECOND, 4, certificate=trusted(SECOND, ROOT)).say(SECOND, PLATEAU, epoch=4)
+    log = take(log, TRAINER, 5, certificate=trusted(TRAINER, ROOT)).say(TRAINER, ended(), epoch=5)
     for anchor in (ROOT.public, TRAINER.public, None):
         report = verify_path(log.lay(tmp_path), anchor)
         assert report.ok, report.message
@@ -58,7 +45,7 @@ def test_a_run_is_taken_over_by_its_own_key_and_by_a_certified_one(tmp_path: Pat
 def test_a_log_without_a_root_goes_on_under_its_own_key_alone(tmp_path: Path) -> None:
     plain = SignedLog().say(TRAINER, started(TRAINER))
     assert verify_path(take(plain.copy(), TRAINER).lay(tmp_path)).ok
-    report = verify_path(take(plain, SECOND, certificate=trusted(SECOND)).lay(tmp_path))
+    report = verify_path(take(plain, SECOND, certificate=trusted(SECOND, ROOT)).lay(tmp_path))
     assert "a root certifies a key in a log that began without one" in report.message
 
 
@@ -66,12 +53,16 @@ def rooted(event: RunTakenOver, key: SigningKey, epoch: int = 1) -> SignedLog:
     return begun().say(key, event, epoch=epoch)
 
 
-HANDED = take(begun(), SECOND, certificate=trusted(SECOND))
+HANDED = take(begun(), SECOND, certificate=trusted(SECOND, ROOT))
 OTHER = begun(log="run-2")
 WORKED = begun().say(
-    ROOT, KeyCertified(time=2.0, certificate=certify(ROOT, WORKER.public, Role.WORKER, LOG))
+    ROOT, KeyCertified(time=2.0, certificate=trusted(WORKER, ROOT, Role.WORKER, LOG))
 )
 FORGED: dict[str, tuple[SignedLog, str]] = {
+    "by the trainer's stolen key, to exchange the next": (
+        take(begun(), TRAINER, next_key=THIEF.public.digest),
+        "run.taken_over by the trainer's own key commits to another next key",
+    ),
     "without a certificate": (
         take(begun(), THIEF),
         f"{THIEF.public.fingerprint} takes the run over without a certificate",
@@ -81,15 +72,15 @@ FORGED: dict[str, tuple[SignedLog, str]] = {
         f"is of the root {THIEF.public.fingerprint}, the log's is {ROOT.public.fingerprint}",
     ),
     "under the certificate of another": (
-        take(begun(), THIEF, certificate=trusted(SECOND)),
+        take(begun(), THIEF, certificate=trusted(SECOND, ROOT)),
         f"the certificate is of another key than {THIEF.public.fingerprint}",
     ),
     "certified for another log": (
-        take(begun(), SECOND, certificate=trusted(SECOND, log="run-2")),
+        take(begun(), SECOND, certificate=trusted(SECOND, ROOT, log="run-2")),
         "the certificate is for log 'run-2', this is 'run-1'",
     ),
     "certified as a worker": (
-        take(begun(), WORKER, certificate=certify(ROOT, WORKER.public, Role.WORKER)),
+        take(begun(), WORKER, certificate=trusted(WORKER, ROOT, Role.WORKER)),
         "is certified as worker, not as trainer",
     ),
     "by a worker's stolen key": (
@@ -97,11 +88,11 @@ FORGED: dict[str, tuple[SignedLog, str]] = {
         f"{WORKER.public.fingerprint} is a worker's key and may not write run.taken_over",
     ),
     "in the name of a key that did not sign": (
-        rooted(taken(begun(), SECOND, certificate=trusted(SECOND)), THIEF),
+        rooted(taken(begun(), SECOND, certificate=trusted(SECOND, ROOT)), THIEF),
         f"signed by key {THIEF.public.id.hex()}, wanted {SECOND.public.id.hex()}",
     ),
     "in the name of another key by the trainer's": (
-        rooted(taken(begun(), SECOND, certificate=trusted(SECOND)), TRAINER),
+        rooted(taken(begun(), SECOND, certificate=trusted(SECOND, ROOT)), TRAINER),
         f"run.taken_over names another key as its writer's than {TRAINER.public.fingerprint}",
     ),
     "replayed from another run": (
@@ -125,7 +116,7 @@ FORGED: dict[str, tuple[SignedLog, str]] = {
         "taken over in lease epoch 0, after one of epoch 0: an epoch begins once",
     ),
     "twice in one epoch": (
-        take(HANDED.copy(), TRAINER, 1, certificate=trusted(TRAINER)),
+        take(HANDED.copy(), TRAINER, 1, certificate=trusted(TRAINER, ROOT)),
         "taken over in lease epoch 1, after one of epoch 1: an epoch begins once",
     ),
     "an epoch raised without it": (
@@ -142,7 +133,8 @@ FORGED: dict[str, tuple[SignedLog, str]] = {
     ),
     "the key before writes on": (
         HANDED.copy().say(TRAINER, PLATEAU, epoch=1),
-        f"signed by key {TRAINER.public.id.hex()}, wanted {SECOND.public.id.hex()}",
+        f"{TRAINER.public.fingerprint} may write no more: the run was taken over from it at event "
+        "3",
     ),
     "the key before writes on in its epoch": (
         take(begun(), TRAINER).say(TRAINER, PLATEAU, epoch=0),
@@ -176,7 +168,7 @@ def store(log: SignedLog) -> MemoryStore:
 
 def test_a_writer_begins_an_epoch_with_the_takeover_alone() -> None:
     log = begun()
-    event = taken(log, SECOND, certificate=trusted(SECOND))
+    event = taken(log, SECOND, certificate=trusted(SECOND, ROOT))
     with pytest.raises(JournalError, match="may not write in it"):
         SegmentWriter(store(log), SECOND, LOG)
     with pytest.raises(LogError, match="lease epoch 1 begins without run.taken_over"):

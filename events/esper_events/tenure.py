@@ -1,0 +1,30 @@
+"""Whose key is the trainer's at which place of a log, and from where on a key is not trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper_events.certificate import Certificate
+from esper_events.keys import PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """``key`` is the trainer's from event ``since`` on, which named it and, where they stand, the
+    root's ``certificate`` for it and the digest of the key that comes after it, ``next_key``."""
+
+    key: PublicKey
+    since: int
+    certificate: Certificate | None
+    next_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What ``key`` signed from event ``since`` on is not to be trusted."""
+
+    key: PublicKey
+    since: int
+
+    def __str__(self) -> str:
+        return f"{self.key.fingerprint}, which the root revoked from event {self.since} on"
