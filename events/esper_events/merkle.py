@@ -32,8 +32,7 @@ class MerkleTree:
 
     def extend(self, leaves: Sequence[bytes]) -> None:
         """Add the bytes of several events."""
-        sha256 = hashlib.sha256
-        self.extend_hashes([sha256(b"\x00" + leaf).digest() for leaf in leaves])
+        self.extend_hashes(leaf_hashes(leaves))
 
     def extend_hashes(self, nodes: Sequence[bytes]) -> None:
         """Add leaves of which the hashes are known."""
@@ -68,6 +67,12 @@ class MerkleTree:
 def leaf_hash(leaf: bytes) -> bytes:
     """``SHA-256(0x00 || leaf)``."""
     return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def leaf_hashes(leaves: Sequence[bytes]) -> list[bytes]:
+    """`leaf_hash` of each."""
+    sha256 = hashlib.sha256
+    return [sha256(b"\x00" + leaf).digest() for leaf in leaves]
 
 
 def inclusion_path(hashes: Sequence[bytes], index: int) -> list[bytes]:

@@ -42,6 +42,7 @@ DOMAIN = b"esper.segment.v1\x00"
 _MAGIC = b"esperseg"
 _VERSION = 1
 _HEADER = struct.Struct(">8sH17sQQ32sB")
+_KEY_ID = slice(10, 27)
 _COUNT = struct.Struct(">I")
 _LOG_ID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _LAST_INDEX = (1 << 63) - 1
@@ -127,6 +128,11 @@ def open_segment(data: bytes) -> Segment:
     events = _split_events(data, name_end + _COUNT.size, end, count)
     signed, signature = data[:end], data[end:]
     return Segment(key_id, epoch, first_index, previous, log, events, signed, signature)
+
+
+def claimed_key(data: bytes) -> bytes:
+    """The id of the key that the segment ``data`` says it is signed by, unchecked."""
+    return data[_KEY_ID]
 
 
 def segment_hash(data: bytes) -> bytes:
