@@ -17,6 +17,7 @@ from esper.cli.prove import prove
 from esper.cli.repair import repair
 from esper.cli.replay import replay
 from esper.cli.rerun import rerun
+from esper.cli.runs import runs
 from esper.cli.show import show
 from esper.cli.train import train
 from esper.cli.verify import verify
@@ -40,7 +41,7 @@ _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train, rerun),
     "Read a run's log": (show, explain, replay, diff, audit),
     "Prove it": (verify, prove, keys),
-    "Keep it": (repair, export_log, import_log),
+    "Keep it": (runs, repair, export_log, import_log),
 }
 """The verbs, in the order in which a person comes to need them."""
 

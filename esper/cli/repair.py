@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from esper.cli.failures import NotWholeError, RunFailedError, UserError
+from esper.cli.recorded import recorded_place
 from esper_events.terminal import printable
-
-if TYPE_CHECKING:
-    from esper.tolaria.config import LogSettings
 
 
 @click.command(
@@ -43,10 +40,7 @@ def repair(run_dir: Path, nats: str | None, workspace: Path | None) -> None:
     try:
         if nats is not None:
             check_nats_url(nats, "--nats")
-        recorded = _recorded(run_dir)
-        if recorded is not None:
-            nats = nats or recorded.nats
-            workspace = workspace or (Path(recorded.workspace) if recorded.workspace else None)
+        nats, workspace = recorded_place(run_dir, nats, workspace)
         done = repair_replica(run_dir, Workspace(workspace), nats)
     except ConfigError as error:
         raise UserError(str(error)) from error
@@ -55,17 +49,3 @@ def repair(run_dir: Path, nats: str | None, workspace: Path | None) -> None:
     except LogError as error:
         raise RunFailedError(f"{run_dir}: {error}") from error
     click.echo(printable(f"{run_dir}: {done}"))
-
-
-def _recorded(run_dir: Path) -> LogSettings | None:
-    """Where the run's own config, kept in its log, says that the copy is; None without one."""
-    from esper.tolaria.config import ConfigError, parse
-    from esper_events.errors import ChainError
-    from esper_events.events import RunStarted
-    from esper_events.reader import LogReader
-
-    try:
-        first = next(LogReader(run_dir).records()).event
-        return parse(first.config, run_dir).log if isinstance(first, RunStarted) else None
-    except (ChainError, ConfigError, OSError, StopIteration):
-        return None

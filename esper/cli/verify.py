@@ -1,21 +1,31 @@
-"""``esper verify``: is a run's log whole?"""
+"""``esper verify``: is a run's log whole, and are all runs there that the registry names?"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from esper.cli.failures import GOOD, VERIFICATION_FAILED
-from esper.cli.options import key_option
+from esper.cli.options import key_option, nats_option, registry_of, workspace_option
+from esper.cli.recorded import recorded_place
+from esper.cli.verify_registry import reach, verify_registry
+
+if TYPE_CHECKING:
+    from esper.log.shared_log import SharedLog
+    from esper_events.registry_rules import RegisteredRun
+    from esper_events.verify import Report
+    from esper_events.verify_proof import ProofReport
 
 
 @click.command(
     short_help="Check every byte of a run's log, or a proof.",
     epilog="Example:  esper verify runs/digits --key trainer.pub",
 )
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @key_option
 @click.option("--fingerprint", metavar="TEXT", help="That key's fingerprint, in place of the key.")
 @click.option(
@@ -25,22 +35,78 @@ from esper.cli.options import key_option
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A copy of DIR/checkpoint that you kept: was the log cut or rewritten since?",
 )
+@click.option(
+    "--registry",
+    "with_registry",
+    is_flag=True,
+    help="Ask the server's registry: is the run the one that it has seen? Without PATH: are all "
+    "runs there?",
+)
+@nats_option
+@workspace_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(
-    path: Path,
+    path: Path | None,
     key_file: Path | None,
     fingerprint: str | None,
     checkpoint_file: Path | None,
+    with_registry: bool,
+    nats: str | None,
+    workspace: Path | None,
     as_json: bool,
 ) -> int:
     """Check every byte of a run (a run directory or an exported file), or a proof.
 
-    Exit code 0: it is whole. 1: it is not, or there is none, and a line says what and where.
-    2: bad usage.
+    With --registry alone: check the registry of a server, and the server's copy of every run that
+    it names. Exit code 0: it is whole. 1: it is not, or there is none, and a line says what and
+    where. 2: bad usage.
     """
     from esper_events.command import check, show
+    from esper_events.proof import begins_like_proof
 
-    report = check(path, key_file, fingerprint, checkpoint_file)
+    if not with_registry:
+        if path is None:
+            raise click.UsageError("name a run or a proof, or ask for --registry")
+        if nats is not None or workspace is not None:
+            raise click.UsageError("--nats and --workspace say where the --registry is")
+        report = check(path, key_file, fingerprint, checkpoint_file)
+    elif path is None:
+        if key_file or fingerprint or checkpoint_file:
+            raise click.UsageError("--key, --fingerprint and --checkpoint are for a run: name it")
+        return verify_registry(nats, workspace, as_json)
+    elif path.is_file() and begins_like_proof(path):
+        raise click.UsageError("a proof is of one event, and is not held to the --registry")
+    else:
+        with registry_of(*recorded_place(path, nats, workspace)) as (registry, _):
+            registered = _registered(registry, path)
+            report = check(path, key_file, fingerprint, checkpoint_file, registered)
+            report = _with_standing(report, registry, registered)
     with contextlib.suppress(BrokenPipeError):  # the exit code tells the verdict all the same
         show(path, report, as_json)
     return GOOD if report.ok else VERIFICATION_FAILED
+
+
+def _registered(registry: SharedLog, path: Path) -> RegisteredRun | None:
+    """What the registry says of the run at ``path``; None where it names no such run."""
+    from esper_events.errors import ChainError
+    from esper_events.reader import LogReader
+
+    registry.refresh()
+    reader = LogReader(path)
+    try:
+        next(reader.records())
+    except (ChainError, OSError, StopIteration):
+        return None  # The verification says what is wrong with it.
+    return registry.runs.get(reader.verifier.log)
+
+
+def _with_standing(
+    report: Report | ProofReport, registry: SharedLog, registered: RegisteredRun | None
+) -> Report | ProofReport:
+    """``report`` with what the registry has to do with it."""
+    if not report.ok:
+        return report
+    if registered is None:
+        reason = f"whole, but the registry on {registry.name} names no run with this log id"
+        return dataclasses.replace(report, ok=False, messages=(reason,))
+    return dataclasses.replace(report, messages=(*report.messages, reach(registry)))

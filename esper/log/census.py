@@ -64,7 +64,7 @@ def _with_copy(
 
 def _loss(run: RegisteredRun) -> str:
     seen = f"{run.events} events were there" if run.events else "it had begun"
-    return f"{seen} when its head was last recorded"
+    return f"{seen} when that was last recorded (`esper repair` restores it from the run's journal)"
 
 
 def _end_of(run: RegisteredRun, copy: SharedStore) -> Found:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from esper.log.errors import LogError
 from esper.log.locks import FileLock
 from esper_events.errors import ChainError
 from esper_events.files import sync_directory
-from esper_events.framing import frame, read_frames
+from esper_events.framing import LENGTH, frame, read_frames
 
 _LOCK_SECONDS = 10.0
 
@@ -24,16 +25,27 @@ class SeenSegments:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._count = self._end = 0
+        """Segments, and bytes of their frames, that this object has read or written."""
 
     def load(self) -> list[bytes]:
         """The segments; raises ``LogError`` for a file that cannot be read."""
+        self._count = self._end = 0
         try:
             with self.path.open("rb") as file:
-                return [segment for _, segment in read_frames(file, growing=True)]
+                return self._read_on(file)
         except FileNotFoundError:
             return []
         except (ChainError, OSError) as error:
             raise LogError(f"{self.path}: {error}; {self.advice}") from error
+
+    def _read_on(self, file: BinaryIO) -> list[bytes]:
+        """What ``file`` holds beyond what was read before."""
+        file.seek(self._end)
+        segments = [segment for _, segment in read_frames(file, self._end, growing=True)]
+        self._count += len(segments)
+        self._end += sum(LENGTH.size + len(segment) for segment in segments)
+        return segments
 
     @property
     def advice(self) -> str:
@@ -51,19 +63,21 @@ class SeenSegments:
                 if not lock.acquire(timeout=_LOCK_SECONDS):
                     raise LogError(f"{self.path}: another process has been writing it")
                 self._append(start, segments)
-        except OSError as error:
+        except (ChainError, OSError) as error:
             raise LogError(f"{self.path}: cannot be written: {error}") from error
 
     def _append(self, start: int, segments: Sequence[bytes]) -> None:
-        held = self.load()
-        end = sum(len(frame(segment)) for segment in held)
-        new = segments[len(held) - start :] if len(held) >= start else ()
-        if not new:
-            return
-        with self.path.open("r+b" if self.path.exists() else "xb") as file:
-            file.truncate(end)
-            file.seek(end)
-            file.write(b"".join(frame(segment) for segment in new))
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            if os.fstat(descriptor).st_size < self._end:
+                raise LogError(f"{self.path}: was moved away or cut by somebody else")
+            self._read_on(file)
+            new = b"".join(frame(segment) for segment in segments[max(0, self._count - start) :])
+            if not new:
+                return
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(new)
             file.flush()
             os.fsync(file.fileno())
         sync_directory(self.path.parent)

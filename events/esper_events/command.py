@@ -15,6 +15,7 @@ from esper_events.checkpoint import load_checkpoint
 from esper_events.errors import EsperEventsError, TrustError, cause
 from esper_events.keys import PublicKey
 from esper_events.proof import begins_like_proof
+from esper_events.registry_rules import RegisteredRun
 from esper_events.terminal import printable, silence
 from esper_events.verify import Report, verify_path
 from esper_events.verify_proof import ProofReport, verify_proof
@@ -75,9 +76,14 @@ def trusted_key(key_file: Path | None) -> PublicKey | None:
 
 
 def check(
-    path: Path, key_file: Path | None, fingerprint: str | None, checkpoint_file: Path | None
+    path: Path,
+    key_file: Path | None,
+    fingerprint: str | None,
+    checkpoint_file: Path | None,
+    registered: RegisteredRun | None = None,
 ) -> Report | ProofReport:
-    """Verify ``path``, a run or a proof, with what the user trusts.
+    """Verify ``path``, a run or a proof, with what the user trusts; a run also against what the
+    registry says of it, where that is known.
 
     Raises:
         click.UsageError: a file of the user's holds no key or no checkpoint, the fingerprint is
@@ -93,7 +99,7 @@ def check(
             return verify_proof(path, trusted, kept)
     except TrustError as error:
         raise click.UsageError(f"{path}: {error}") from error
-    return verify_path(path, trusted, kept)
+    return verify_path(path, trusted, kept, registered)
 
 
 def _anchor(key_file: Path | None, fingerprint: str | None) -> Anchor | None:

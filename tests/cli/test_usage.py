@@ -45,6 +45,7 @@ def test_the_verbs_are_those_that_the_guide_names() -> None:
         "repair",
         "replay",
         "rerun",
+        "runs",
         "show",
         "train",
         "verify",

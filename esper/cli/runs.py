@@ -1,0 +1,79 @@
+"""``esper runs``: the runs that the registry of a server names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from esper.cli.options import nats_option, registry_of, workspace_option
+from esper.cli.table import aligned
+from esper_events.terminal import printable
+
+if TYPE_CHECKING:
+    from esper.log.census import Found
+    from esper.log.workspace import Workspace
+
+_COLUMNS = ("RUN", "TRAINER", "EVENTS", "STATE", "DIRECTORY")
+_FINGERPRINT_CHARACTERS = len("ed25519:") + 12
+
+
+@click.command(
+    short_help="List the runs that a server's registry names.",
+    epilog="Example:  esper runs --nats nats://localhost:4222",
+)
+@nats_option
+@workspace_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def runs(nats: str | None, workspace: Path | None, as_json: bool) -> None:
+    """List the runs that are registered on a server, oldest first.
+
+    EVENTS is how far the run had come when that was last recorded. STATE is what the server's copy
+    of its log says: how it ended, or that it is open; MISSING where the copy is gone. Nothing is
+    verified but the registry: `esper verify --registry` does that.
+    """
+    from esper.log.census import look
+
+    with registry_of(nats, workspace) as (registry, place):
+        registry.refresh()
+        found = [_row(look(registry, run), place) for run in registry.runs.values()]
+    if as_json:
+        click.echo(json.dumps({"registry": registry.name, "runs": found}))
+        return
+    if not found:
+        click.echo(printable(f"no runs in the registry of {registry.name}"))
+        return
+    for line in aligned([_COLUMNS, *map(_cells, found)]):
+        click.echo(printable(line))
+
+
+def _row(found: Found, workspace: Workspace) -> dict[str, object]:
+    run, directory = found.run, workspace.run_directory(found.run.log)
+    return {
+        "run": run.log,
+        "trainer": run.trainer.fingerprint,
+        "events": run.events,
+        "state": state_of(found),
+        "fault": found.fault or None,
+        "directory": None if directory is None else str(directory),
+    }
+
+
+def state_of(found: Found) -> str:
+    """A word for what the server's copy of a run is."""
+    if found.missing:
+        return "MISSING"
+    return "DAMAGED" if found.fault else found.outcome or "open"
+
+
+def _cells(row: dict[str, object]) -> tuple[str, ...]:
+    directory = row["directory"]
+    return (
+        str(row["run"]),
+        str(row["trainer"])[:_FINGERPRINT_CHARACTERS],
+        str(row["events"]),
+        str(row["state"]),
+        "-" if directory is None else str(directory),
+    )
