@@ -5,6 +5,8 @@ Messages say what was found, what was wanted and what to do; they never hold cre
 
 from __future__ import annotations
 
+from esper_events.events import RunEnded
+
 
 class LogError(Exception):
     """Base of every error that ``esper.log`` raises."""
@@ -15,11 +17,12 @@ class ConflictError(LogError):
 
 
 class FencedError(ConflictError):
-    """Another process has the run: where this writer's next segment should be lies one of lease
-    ``epoch``, which begins with event ``index`` and was written by ``holder``."""
+    """Another process has the run: behind the first ``fork`` segments, with event ``index``, begins
+    lease ``epoch`` of ``holder``, "" where that is not known."""
 
-    def __init__(self, message: str, epoch: int, holder: str, index: int) -> None:
+    def __init__(self, message: str, epoch: int, holder: str, index: int, fork: int) -> None:
         super().__init__(message)
+        self.fork = fork
         self.epoch = epoch
         self.holder = holder
         self.index = index
@@ -30,7 +33,11 @@ class JournalError(LogError):
 
 
 class RunEndedError(LogError):
-    """The run is over: there is nothing to resume."""
+    """The run is over: there is nothing to resume. ``ended`` is its last event."""
+
+    def __init__(self, message: str, ended: RunEnded) -> None:
+        super().__init__(message)
+        self.ended = ended
 
 
 class StoreError(LogError):

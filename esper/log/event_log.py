@@ -106,7 +106,8 @@ class EventLog:
         self._settling.written(Written(journal.count - 1, [self._latest], replayed))
         self._owner = os.getpid()
         if begin is not None:
-            self._enqueue([encode_event(begin)], ends=False)
+            with self._arrived:
+                self._enqueue([encode_event(begin)], ends=False)
         self.copies: ObjectCopies | None = None
         """Of objects and checkpoints on the server; None without one."""
         if objects is not None and run_dir is not None:

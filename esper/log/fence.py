@@ -41,14 +41,18 @@ def fence_between(journal: Store, stream: Store) -> FencedError | None:
         return None
     epoch = open_segment(segment).epoch
     if isinstance(first.event, RunTakenOver):
-        holder, how = first.event.holder, f"was taken over by {first.event.holder}"
+        holder = first.event.holder
+        told = f"was taken over by {holder} in lease epoch {epoch}"
     else:
-        holder, how = "", "is continued by another process, or this journal has lost its end"
+        holder = ""
+        told = (
+            f"is continued by another process in lease epoch {epoch}, or the journal lost its end"
+        )
     return FencedError(
-        f"run {chain.log} {how}: from event {first.index} on, in lease epoch {epoch}, the history "
-        f"is another than this journal's; what this journal holds behind event {first.index - 1} "
-        "never came to be acknowledged, and is no part of the run",
+        f"run {chain.log} {told}: from event {first.index} on its history is not this journal's; "
+        "what the journal holds from there on was never acknowledged and is no part of the run",
         epoch,
         holder,
         first.index,
+        fork,
     )
