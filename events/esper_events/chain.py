@@ -15,8 +15,9 @@ from esper_events.certificate import Certificate
 from esper_events.codec import RUN_CODEC, Codec
 from esper_events.errors import ChainError, CodecError, PublicKeyError, SegmentError
 from esper_events.events import Event, KeyRotated, Record, RunStarted, RunTakenOver
+from esper_events.examine import Examined
 from esper_events.keys import PublicKey
-from esper_events.merkle import MerkleTree
+from esper_events.merkle import MerkleTree, leaf_hashes
 from esper_events.place import Place
 from esper_events.segment import GENESIS, Segment, open_segment, segment_hash
 
@@ -98,6 +99,19 @@ class Chain(abc.ABC, Generic[E, R]):
         """Whether the signature of ``segment`` is that of ``key``."""
         return segment.is_signed_by(key)
 
+    def unread(self, data: bytes) -> E | None:
+        """What to go on with in the place of an event that the codec refuses: as much of it as can
+        be read, or None, to pass it over.
+
+        Raises:
+            CodecError: neither; that is what happens unless a subclass knows better.
+        """
+        return self.codec.decode(data)
+
+    def pass_over(self, data: bytes, place: Place) -> str | None:
+        """Take an event unread as the next one; the reason if none can stand there, else None."""
+        return f"{len(data)} bytes in a segment of {place.log} cannot be read"
+
     @property
     def events(self) -> int:
         """Events accepted so far; also the index of the next one."""
@@ -107,8 +121,10 @@ class Chain(abc.ABC, Generic[E, R]):
         """Keep the root of the tree for when it has ``size`` events; call it before it has."""
         self._watched.add(size)
 
-    def accept(self, data: bytes, at: int = 0) -> list[R]:
+    def accept(self, data: bytes, at: int = 0, examined: Examined | None = None) -> list[R]:
         """The records of the next segment ``data``, which begins at byte ``at`` of its source.
+
+        ``examined`` is what `esper_events.examine` found of these very bytes, if it was asked.
 
         Raises:
             ChainError: the segment is damaged, not signed by a key of the log, out of place, or
@@ -119,11 +135,13 @@ class Chain(abc.ABC, Generic[E, R]):
         self._refused = True
         segment = self._open(data, at)
         key = self._key_of(segment, at)
-        self._check_place(segment, key, at)
-        records = self._read(segment, key, at)
+        if examined is not None and examined.key != key.raw:
+            examined = None
+        self._check_place(segment, key, at, examined)
+        records = self._read(segment, key, at, examined)
         self.signer = key
         self.log = segment.log
-        self.head = segment_hash(data)
+        self.head = segment_hash(data) if examined is None else examined.hash
         if not self.segments:
             self.first = self.head
         self.segments += 1
@@ -142,7 +160,8 @@ class Chain(abc.ABC, Generic[E, R]):
         known = self.writer(segment.key_id)
         if known is not None:
             return known
-        named = self.introduced(self._decode(segment, 0, at))
+        first = self._decode(segment, 0, at)
+        named = None if first is None else self.introduced(first)
         if named is None:
             return self._own_key()
         return self._public(named, at + segment.event_byte(0), self.events)
@@ -155,7 +174,8 @@ class Chain(abc.ABC, Generic[E, R]):
     def _founder_of(self, segment: Segment, at: int) -> PublicKey:
         if self._pinned is not None and not self._is_certified(segment, self._pinned):
             return self._pinned
-        founder = self.founder(self._decode(segment, 0, at))
+        first = self._decode(segment, 0, at)
+        founder = None if first is None else self.founder(first)
         if founder is None:
             raise ChainError(f"the log does not begin with {self.genesis}", 0, at, 0)
         byte = at + segment.event_byte(0)
@@ -176,9 +196,10 @@ class Chain(abc.ABC, Generic[E, R]):
         if segment.key_id == trusted.id:
             return False
         try:
-            founder = self.founder(self.codec.decode(segment.events[0]))
-        except CodecError:
+            first = self._decode(segment, 0, 0)
+        except ChainError:
             return False
+        founder = None if first is None else self.founder(first)
         return founder is not None and founder.certificate is not UNSET
 
     def _distrust(self, founder: Founder, key: PublicKey) -> str | None:
@@ -200,11 +221,13 @@ class Chain(abc.ABC, Generic[E, R]):
             f"wanted {wanted}"
         )
 
-    def _check_place(self, segment: Segment, key: PublicKey, at: int) -> None:
+    def _check_place(
+        self, segment: Segment, key: PublicKey, at: int, examined: Examined | None
+    ) -> None:
         reason = None
         if segment.key_id != key.id:
             reason = f"signed by key {segment.key_id.hex()}, wanted {key.id.hex()}"
-        elif not self.is_signed(segment, key):
+        elif not (self.is_signed(segment, key) if examined is None else examined.signed):
             reason = "the signature does not fit the bytes"
         elif self.log and segment.log != self.log:
             reason = f"belongs to log {segment.log!r}, not to {self.log!r}"
@@ -218,19 +241,24 @@ class Chain(abc.ABC, Generic[E, R]):
         if reason is not None:
             raise ChainError(reason, self.segments, at)
 
-    def _read(self, segment: Segment, key: PublicKey, at: int) -> list[R]:
+    def _read(
+        self, segment: Segment, key: PublicKey, at: int, examined: Examined | None
+    ) -> list[R]:
         place = Place(segment.log, key, segment.epoch, segment.first_index, segment.previous)
         records = []
         for index, event in enumerate(self._events_of(segment, at), self.events):
-            reason = self.admit(event, place, index)
+            position = index - self.events
+            if event is None:
+                reason = self.pass_over(segment.events[position], place)
+            else:
+                reason = self.admit(event, place, index)
+                records.append(self.record(index, event))
             if reason is not None:
-                byte = at + segment.event_byte(index - self.events)
-                raise ChainError(reason, self.segments, byte, index)
-            records.append(self.record(index, event))
-        self._grow(segment.events)
+                raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
+        self._grow(leaf_hashes(segment.events) if examined is None else examined.leaves)
         return records
 
-    def _events_of(self, segment: Segment, at: int) -> Iterable[E]:
+    def _events_of(self, segment: Segment, at: int) -> Iterable[E | None]:
         """All at once; where one of them is none, one by one, to name the first fault there is."""
         try:
             return self.codec.decode_all(segment.events)
@@ -241,15 +269,20 @@ class Chain(abc.ABC, Generic[E, R]):
         start, done = self.events, 0
         due = sorted(size for size in self._watched if start < size <= start + len(leaves))
         for size in due:
-            self.tree.extend(leaves[done : size - start])
+            self.tree.extend_hashes(leaves[done : size - start])
             self.watched_roots[size] = self.tree.root()
             done = size - start
-        self.tree.extend(leaves[done:])
+        self.tree.extend_hashes(leaves[done:])
         self._watched.difference_update(due)
 
-    def _decode(self, segment: Segment, position: int, at: int) -> E:
+    def _decode(self, segment: Segment, position: int, at: int) -> E | None:
+        data = segment.events[position]
         try:
-            return self.codec.decode(segment.events[position])
+            return self.codec.decode(data)
+        except CodecError:
+            pass
+        try:
+            return self.unread(data)
         except CodecError as error:
             byte = at + segment.event_byte(position)
             index = segment.first_index + position

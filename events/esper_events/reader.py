@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from esper_events.ahead import read_ahead
 from esper_events.anchor import Anchor
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import (
@@ -71,8 +73,9 @@ class LogReader:
         if signed is not None:
             self.verifier.watch(signed.checkpoint.size)
         with open_journal(self.path) as file:
-            for offset, segment in read_frames(file):
-                yield from self.verifier.accept(segment, offset + LENGTH.size)
+            size = os.fstat(file.fileno()).st_size
+            for at, segment, found in read_ahead(self.verifier, read_frames(file), size):
+                yield from self.verifier.accept(segment, at, found)
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
         require_trusted(self.verifier, self._revoked)
@@ -84,8 +87,10 @@ class LogReader:
         with _open(self.path) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ChainError("neither a run directory nor an exported run", None, 0)
-            for offset, segment in read_frames(file, len(MAGIC), terminated=True):
-                yield from self.verifier.accept(segment, offset + LENGTH.size)
+            frames = read_frames(file, len(MAGIC), terminated=True)
+            size = os.fstat(file.fileno()).st_size
+            for at, segment, found in read_ahead(self.verifier, frames, size):
+                yield from self.verifier.accept(segment, at, found)
             signed = read_footer(file)
         require_trusted(self.verifier, self._revoked)
         if signed.checkpoint.size < self.verifier.events:
