@@ -15,13 +15,19 @@ from typing import Any
 import msgspec
 
 from esper_events.events import Event
+from esper_events.registry import RegistryEvent
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def kinds() -> dict[str, type[msgspec.Struct]]:
-    """Each kind of event with its struct, in the order of the catalogue."""
-    return {str(t.__struct_config__.tag): t for t in typing.get_args(Event)}
+def kinds(catalogue: Any = Event) -> dict[str, type[msgspec.Struct]]:
+    """Each kind of event with its struct, in the order of the catalogue: a run's, or another."""
+    return {str(t.__struct_config__.tag): t for t in typing.get_args(catalogue)}
+
+
+def all_kinds() -> dict[str, type[msgspec.Struct]]:
+    """Those of runs, and then those of the registry."""
+    return {**kinds(), **kinds(RegistryEvent)}
 
 
 def schema(kind: str) -> dict[str, Any]:
@@ -30,12 +36,12 @@ def schema(kind: str) -> dict[str, Any]:
     Raises:
         KeyError: no such kind.
     """
-    return {"$schema": _DIALECT, "title": kind, **msgspec.json.schema(kinds()[kind])}
+    return {"$schema": _DIALECT, "title": kind, **msgspec.json.schema(all_kinds()[kind])}
 
 
 def files() -> dict[str, str]:
     """Name and text of each schema file."""
-    return {f"{kind}.json": json.dumps(schema(kind), indent=2) + "\n" for kind in kinds()}
+    return {f"{kind}.json": json.dumps(schema(kind), indent=2) + "\n" for kind in all_kinds()}
 
 
 def main(directory: Path) -> None:
