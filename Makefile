@@ -71,8 +71,9 @@ null-test: $(VENV)/.built  ## 100 frozen random seeds that the fork gate must cu
 isolation-campaign: $(VENV)/.built  ## 500 trials: seeds in TRAINING leave no trace in the host
 	$(BIN)/python -m benchmarks.isolation_campaign
 
-kill-campaign: $(VENV)/.built  ## 20 runs killed at random moments: do they resume to the same bits?
-	$(BIN)/python -m benchmarks.kill_campaign
+kill-campaign: export OMP_NUM_THREADS := 1
+kill-campaign: $(VENV)/.built  ## 1,000 kills of trainer, server, or both: is anything lost, are the bits the same?
+	$(BIN)/python -m benchmarks.kill_campaign --json benchmarks/results/kills.json
 
 rerun-campaign: $(VENV)/.built  ## Ten runs of the examples, trained again from their logs
 	$(BIN)/python -m benchmarks.rerun_campaign

@@ -1,7 +1,7 @@
 """The kill campaign: trainer, server, or both killed with SIGKILL at any moment, again and again.
 
 A trial trains a small network that grows, in a process of its own with a nats-server of its own.
-One to three times the process is killed, at a random time or at a random one of the calls by which
+Up to four times the process is killed, at a random time or at a random one of the calls by which
 it touches files and server; the server, or the server's supervisor, is killed too. Each time the
 run is resumed. Then nothing that was ever acknowledged may be lost, changed or doubled, log,
 stream and proofs must agree, and weights and lattice must have the bits that a re-run of the log
@@ -127,6 +127,8 @@ def _campaign(chosen: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
         done.add(outcome.number)
         killed += len(outcome.strikes)
         yield outcome
+    if killed >= chosen.kills:
+        return
     wholes = _wholes(scratch, chosen.seeds, chosen.jobs)
 
     def numbers() -> Iterator[int]:

@@ -73,9 +73,9 @@ class Plan:
 
 
 def plan(draw: random.Random, whole: Whole) -> Plan:
-    """One to three processes whose trainer is killed, and a last one that may end."""
+    """Two to four processes whose trainer is to be killed, and a last one that may end."""
     volleys: list[list[Strike]] = []
-    for _ in range(draw.choice((1, 2, 2, 3))):
+    for _ in range(draw.choice((2, 2, 3, 4))):
         volleys.append(_server_strikes(draw, whole))
         volleys[-1].append(_strike(draw, whole, draw.choice(("trainer", "trainer", "both"))))
     volleys.append(_server_strikes(draw, whole))
