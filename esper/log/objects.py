@@ -40,9 +40,9 @@ def path_of(directory: Path, digest: str) -> Path:
     return directory / f"sha256-{digest}"
 
 
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """The file of the checkpoint of ``step``; names sort as steps do."""
-    return run_dir / CHECKPOINTS / f"{step:09}.safetensors"
+def checkpoint_name(step: int) -> str:
+    """The file of the checkpoint of ``step`` in `CHECKPOINTS`; names sort as steps do."""
+    return f"{step:09}.safetensors"
 
 
 def named_checkpoints(records: Iterable[Record]) -> list[CheckpointWritten]:

@@ -13,20 +13,22 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from msgspec import UNSET
-
+from esper.log.credentials import Credentials
 from esper.log.errors import (
     ConflictError,
     FencedError,
     LogError,
+    MissingStreamError,
     RunEndedError,
     StoreUnavailableError,
 )
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
-from esper.log.opening import Beginning, RunPlace
+from esper.log.opening import Beginning, RunPlace, first_segment, holds_a_run
 from esper.log.quarantine import set_aside
-from esper.log.sources import EmbeddedSource, UserSource
+from esper.log.run import open_run_log, resume_run_log
+from esper.log.settling import Acknowledgement
+from esper.log.sources import EmbeddedSource, UserSource, source_for
 from esper.log.store import Store
 from esper.log.stream import check_log_id
 from esper.log.workspace import Workspace
@@ -48,6 +50,49 @@ class Lease:
     holder: str
     log_id: str
     reason: str = ""
+
+
+def lease_run_log(
+    run_dir: Path,
+    lease: Lease,
+    *,
+    workspace: Workspace,
+    nats: str | None = None,
+    ack: Acknowledgement = "jetstream",
+    accept_unproved: bool = False,
+) -> EventLog:
+    """The log of the run of ``lease``: `take_over_run_log` where the stream is its history.
+
+    With ``ack="journal"`` the journal is, and the run goes on with it, or begins, in ``run_dir``.
+    Raises ``LogError`` besides for a run whose journal lies elsewhere.
+    """
+    if ack == "jetstream":
+        return take_over_run_log(
+            run_dir, lease, workspace=workspace, nats=nats, accept_unproved=accept_unproved
+        )
+    if holds_a_run(run_dir):
+        if first_segment(run_dir).log != lease.log_id:
+            raise _other_run(run_dir, first_segment(run_dir).log, lease)
+        return resume_run_log(run_dir, workspace=workspace, nats=nats)
+    if _begun_elsewhere(lease.log_id, workspace, nats):
+        raise LogError(
+            f"run {lease.log_id} was begun, and its journal does not lie in {run_dir}: a run that "
+            'is to go on from the server\'s copy needs ack = "jetstream"'
+        )
+    return open_run_log(run_dir, log_id=lease.log_id, workspace=workspace, nats=nats)
+
+
+def _begun_elsewhere(log: str, workspace: Workspace, nats: str | None) -> bool:
+    source = source_for(log, workspace, nats)
+    try:
+        stream = source.connect(create=False)
+    except MissingStreamError:
+        return False
+    finally:
+        source.close()
+    begun = stream.count > 0
+    stream.close()
+    return begun
 
 
 def take_over_run_log(
@@ -161,10 +206,13 @@ def _refuse_other_run(journal: JournalStore, lease: Lease) -> None:
     for first in islice(journal.read(), 1):
         held = open_segment(first).log
         if held != lease.log_id:
-            raise LogError(
-                f"{journal.directory} holds the journal of run {held}, wanted that of "
-                f"{lease.log_id}, or none"
-            )
+            raise _other_run(journal.directory, held, lease)
+
+
+def _other_run(directory: Path, held: str, lease: Lease) -> LogError:
+    return LogError(
+        f"{directory} holds the journal of run {held}, wanted that of {lease.log_id}, or none"
+    )
 
 
 def _goes_on(journal: JournalStore, history: _History, shared: int, lease: Lease) -> bool:
@@ -202,15 +250,18 @@ def _takeover(place: RunPlace, lease: Lease, history: _History) -> RunTakenOver 
     if not history.segments:
         return None
     key = place.workspace.key().public
-    certificate = None if chain.authority.trainer == key else place.workspace.certificate(key)
+    told = place.workspace.credentials()
+    if chain.authority.trainer == key:
+        told = Credentials.of(key)
     event = RunTakenOver(
         time=time.time(),
         epoch=lease.epoch,
         holder=lease.holder,
         after=chain.head.hex(),
-        trainer_key=key.raw,
+        trainer_key=told.trainer_key,
         reason=lease.reason,
-        certificate=certificate or UNSET,
+        certificate=told.certificate,
+        next_key=told.next_key,
     )
     there = Place(lease.log_id, key, lease.epoch, chain.events, chain.head)
     reason = chain.admit(event, there, chain.events)

@@ -13,6 +13,8 @@ from collections import deque
 
 import msgspec
 
+from esper.log.copies import ObjectCopies
+from esper.log.errors import FencedError
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.ticket import Ticket as LogTicket
 from esper.tolaria.breaker import Ticket
@@ -115,6 +117,16 @@ class CatchUpLog:
         return self._log.failure
 
     @property
+    def fenced(self) -> FencedError | None:
+        """Who has the run, where that is another writer by now."""
+        return self._log.fenced
+
+    @property
+    def copies(self) -> ObjectCopies | None:
+        """Of objects and checkpoints on the server; None without one."""
+        return self._log.copies
+
+    @property
     def behind(self) -> int:
         """Records that training has still to catch up with."""
         return len(self._left)
@@ -186,7 +198,7 @@ class CatchUpLog:
         return self._log.close()
 
     def _follow(self, event: Event, record: Record) -> LoggedTicket:
-        if _timeless(event) != _timeless(record.event):
+        if _followed(event) != _followed(record.event):
             raise CatchUpError(
                 f"at step {self.step} the resumed run tells {_brief(event)}, but record "
                 f"{record.index} of its log is {_brief(record.event)}; model, data, settings, "
@@ -218,7 +230,10 @@ class CatchUpLog:
         return None, True
 
 
-def _timeless(event: Event) -> bytes:
+def _followed(event: Event) -> bytes:
+    """All that there is to compare: not when it was told, and not whose key the run began with."""
+    if isinstance(event, RunStarted):
+        event = msgspec.structs.replace(event, trainer_key=b"", certificate=msgspec.UNSET)
     return encode_event(msgspec.structs.replace(event, time=0.0))
 
 

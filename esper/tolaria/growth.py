@@ -185,7 +185,9 @@ class Growth:
         self._claim = Claim(model, self, self.run)
         self._checkpoints: Checkpoints | None = None
         if training is not None and checkpoint_every is not None and directory is not None:
-            self._checkpoints = Checkpoints(directory, checkpoint_every, self.log, training)
+            self._checkpoints = Checkpoints(
+                directory, checkpoint_every, self.log, training, self.log.copies
+            )
         self._resuming = resume
         try:
             weights, drawn = self._host_weights, self._seed
@@ -201,6 +203,7 @@ class Growth:
         """Begin as far as can be, from the newest checkpoint where there is one to go on from."""
         kept = None
         if self._resuming and self._checkpoints is not None:
+            self._checkpoints.forget_unnamed(self.log.records())
             kept = self._checkpoints.newest(self.log.records())
         if kept is not None:
             parts = kept.with_parts(parts)
@@ -237,6 +240,7 @@ class Growth:
 
         Raises:
             RuntimeError: growth is closed, or ``loss`` still awaits its backward pass.
+            FencedError: another has taken the run over, and this process has no part in it.
         """
         self._step += 1
         telemetry = self._telemetry
@@ -251,6 +255,8 @@ class Growth:
         """What is due at this step, and which step is the next at which anything may be."""
         if self._summary is not None:
             raise RuntimeError("growth.step after growth.close: make a new Growth for a new run")
+        if self.log.fenced is not None:
+            raise self.log.fenced
         if isinstance(self.log, CatchUpLog):
             self.log.step = self._step
         if self._engine is None:
@@ -346,6 +352,8 @@ class Growth:
             )
         )
         summary = self._closed()
+        if outcome == "completed" and self.log.fenced is not None:
+            raise self.log.fenced
         warn_of_failure(self.log, summary)
         return summary
 

@@ -15,7 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.kasmina.digest import model_digest
 from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import install_fossil
+from esper.log.errors import FencedError
+from esper.log.event_log import EventLog
 from esper.log.run import logged_start
+from esper.log.takeover import Lease, lease_run_log
+from esper.log.workspace import Workspace
 from esper.tolaria.catch_up import CatchUpError
 from esper.tolaria.config import Config, ConfigError, parse
 from esper.tolaria.data import Splits, load
@@ -91,31 +95,65 @@ def grow(
     seed: int,
     observer: Observer,
     resume: bool = False,
+    lease: Lease | None = None,
+    accept_unproved: bool = False,
     after_step: Callable[[Growth], None] | None = None,
 ) -> Grown:
     """Run ``config``, without controls, and report to ``observer`` as it goes.
 
     ``nats`` overrides the config's server. The run's journal lies in ``run_dir``. With ``resume``
-    the run there goes on that was killed, with the config and seed of its log. ``after_step`` is
-    called behind each safe point; it can stop the run by raising, once it has left or closed it.
+    the run there goes on that was killed, with the config and seed of its log. With a ``lease`` the
+    run has that log id, and is begun, gone on with or taken over, as its log has it (see
+    `lease_run_log`, also of ``accept_unproved``). ``after_step`` is called behind each safe point;
+    it can stop the run by raising, once it has left or closed it.
 
     Raises:
         ConfigError: the model of the config cannot be made, or its data is missing.
+        RunEndedError: the run to be gone on with has ended.
+        FencedError: another has the run, or has taken it over by now.
         LogError: the log cannot be opened.
         CatchUpError: the run to be resumed does something else now, or had other data.
     """
     splits = load(config.data, config.directory)
-    grown, _ = _grow(
-        config,
-        splits,
-        run_dir=run_dir,
-        nats=nats,
-        seed=seed,
-        observer=observer,
-        resume=resume,
-        after_step=after_step,
+    while True:
+        log = None
+        if lease is not None:
+            log = _leased_log(config, lease, run_dir, nats, accept_unproved)
+            resume = bool(log.records())
+        try:
+            return _grow(
+                config,
+                splits,
+                run_dir=run_dir,
+                nats=nats,
+                seed=seed,
+                observer=observer,
+                resume=resume,
+                after_step=after_step,
+                log=log,
+            )[0]
+        except FencedError as error:
+            # What an epoch before had under way may come to a run that begins, once: the first
+            # segment of its log. It is then gone on with.
+            if lease is None or error.epoch >= lease.epoch:
+                raise
+        finally:
+            if log is not None:
+                log.close()
+
+
+def _leased_log(
+    config: Config, lease: Lease, run_dir: Path, nats: str | None, accept_unproved: bool
+) -> EventLog:
+    area = config.log.workspace
+    return lease_run_log(
+        run_dir,
+        lease,
+        workspace=Workspace(None if area is None else Path(area)),
+        nats=nats or config.log.nats,
+        ack=config.log.ack,
+        accept_unproved=accept_unproved,
     )
-    return grown
 
 
 def _grow(
@@ -128,6 +166,7 @@ def _grow(
     observer: Observer,
     resume: bool,
     after_step: Callable[[Growth], None] | None = None,
+    log: EventLog | None = None,
 ) -> tuple[Grown, list[Trial]]:
     """What :func:`grow` does, and what has grown, oldest first."""
     torch.set_num_threads(config.run.threads)
@@ -149,6 +188,7 @@ def _grow(
         config=config.text,
         facts={DATA: splits.digest()},
         resume=resume,
+        log=log,
         checkpoint_every=config.run.checkpoint_every,
         checkpoint_with={"schedule": scheduler},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esper.log.objects import CHECKPOINTS as DIRECTORY
+from esper.log.objects import checkpoint_name
 from esper.tolaria.checkpoint.values import ValueRefusedError, unpack
 from esper_events.files import sync_directory
 
 FORMAT = 2
-DIRECTORY = "checkpoints"
 SUFFIX = ".safetensors"
 _DRAFTS = "drafts"
 """Where a file is written before it is whole; whoever was killed while writing left it there."""
@@ -35,7 +37,7 @@ class CheckpointError(Exception):
 
 def path_of(directory: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` lies."""
-    return directory / f"{step:09}{SUFFIX}"
+    return directory / checkpoint_name(step)
 
 
 def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -> str:
@@ -97,6 +99,14 @@ def prune(directory: Path, keep: int) -> None:
     for path in sorted(directory.glob(f"*{SUFFIX}"))[:-keep]:
         path.unlink(missing_ok=True)
     _discard_drafts(directory)
+
+
+def keep_only(directory: Path, steps: Collection[int]) -> None:
+    """Remove the checkpoints of other steps than these."""
+    wanted = {path_of(directory, step) for step in steps}
+    for path in directory.glob(f"*{SUFFIX}"):
+        if path not in wanted:
+            path.unlink(missing_ok=True)
 
 
 def _discard_drafts(directory: Path) -> None:

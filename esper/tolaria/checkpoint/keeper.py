@@ -19,7 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from esper.kasmina.digest import weights_digest
+from esper.log.copies import ObjectCopies
 from esper.log.errors import LogError
+from esper.log.objects import KEPT_CHECKPOINTS as KEPT
+from esper.log.objects import named_checkpoints
 from esper.tolaria.breaker import Log
 from esper.tolaria.checkpoint import file
 from esper.tolaria.checkpoint.file import CheckpointError
@@ -27,9 +30,6 @@ from esper.tolaria.checkpoint.training import Lifecycle, Training
 from esper.tolaria.checkpoint.values import Packer, ValueRefusedError
 from esper.tolaria.heldout import HeldOut
 from esper_events.events import CheckpointWritten, Record
-
-KEPT = 2
-"""Files that stay; an older one goes when a newer one is on record."""
 
 _STATE = "host/state/"
 _ANSWER_SECONDS = 30.0
@@ -69,16 +69,24 @@ class Kept:
 class Checkpoints:
     """The checkpoints of one run: training waits while its state is copied, and for no disk.
 
-    What cannot be written is warned of, and training goes on.
+    What cannot be written is warned of, and training goes on. ``copies`` has them on the server.
     """
 
-    def __init__(self, run_dir: Path, every: int, log: Log, training: Training) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        every: int,
+        log: Log,
+        training: Training,
+        copies: ObjectCopies | None = None,
+    ) -> None:
         self.next_step = every
         """A checkpoint is due from this step on, as soon as nothing is on trial."""
         self._newest = 0
         self._directory = run_dir / file.DIRECTORY
         self._every = every
         self._log = log
+        self._copies = copies
         self._training = training
         self._thread: threading.Thread | None = None
 
@@ -127,11 +135,26 @@ class Checkpoints:
         for age, (_, event) in enumerate(reversed(ordered)):
             path = file.path_of(self._directory, event.step)
             try:
-                return Kept(event.step, file.read(path, event.file))
+                return Kept(event.step, self._read(path, event.file, age))
             except CheckpointError as error:
                 if age < KEPT or path.exists():
                     _logger.warning("the checkpoint %s is passed over: %s", path, error)
         return None
+
+    def _read(self, path: Path, digest: str, age: int) -> Any:
+        """What the file holds; as the server has it, where the file is gone or damaged."""
+        try:
+            return file.read(path, digest)
+        except CheckpointError:
+            copies = self._copies if age < KEPT else None
+            if copies is None or not copies.fetch(digest, path):
+                raise
+            return file.read(path, digest)
+
+    def forget_unnamed(self, records: Iterable[Record]) -> None:
+        """Remove the files that no record names: of a run that was killed before it could tell of
+        them, or that another has taken over. They would count as the newest."""
+        file.keep_only(self._directory, {event.step for event in named_checkpoints(records)})
 
     def put_back(self, kept: Kept) -> None:
         """Go on from a checkpoint whose seeds are in place again.
@@ -163,13 +186,25 @@ class Checkpoints:
         )
         try:
             digest = file.write(self._directory, step, packed, tensors)
+            if self._copies is not None and self._copies.first:
+                self._copies.send(digest, file.path_of(self._directory, step))
             event = CheckpointWritten(time=time.time(), step=step, file=digest, weights=weights)
             if self._log.append(event).wait(_ANSWER_SECONDS):
                 file.prune(self._directory, KEPT)
+                self._renew_copies(digest, file.path_of(self._directory, step))
         except (OSError, SafetensorError, LogError) as error:
             _logger.warning(
                 "the checkpoint of step %d could not be written, training goes on: %s", step, error
             )
+
+
+    def _renew_copies(self, digest: str, path: Path) -> None:
+        """Have this one on the server, and none that is too old to be gone on from."""
+        if self._copies is not None:
+            if not self._copies.first:
+                self._copies.send(digest, path)
+            old = named_checkpoints(self._log.records())[:-KEPT]
+            self._copies.remove([event.file for event in old])
 
 
 def _as_value(parts: HeldOut) -> dict[str, Any] | None:
