@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.failures import reading
+from esper.cli.failures import reading, say
 from esper.cli.following import arrivals, check_followed, follow_option
 from esper.cli.options import key_option
 
@@ -45,10 +45,14 @@ def show(path: Path, key_file: Path | None, everything: bool, follow: bool) -> N
 
 
 def _records(path: Path, trusted: PublicKey | None) -> Iterator[Record]:
+    from esper_events.newer import AuditVerifier
     from esper_events.reader import LogReader
 
     with reading(path):
-        yield from LogReader(path, trusted).records()
+        reader = LogReader(path, trusted, verifier=AuditVerifier)
+        yield from reader.records()
+    for finding in reader.verifier.findings:
+        say(finding)
 
 
 def _followed(path: Path, trusted: PublicKey | None) -> Iterator[Record]:

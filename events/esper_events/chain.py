@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 
+from esper_events import __version__
 from esper_events.admission import Admission
 from esper_events.anchor import Anchor
 from esper_events.authority import Authority
@@ -20,6 +21,7 @@ from esper_events.keys import PublicKey
 from esper_events.merkle import MerkleTree, leaf_hashes
 from esper_events.place import Place
 from esper_events.segment import GENESIS, Segment, open_segment, segment_hash
+from esper_events.versions import is_newer, version_in
 
 E = TypeVar("E")
 R = TypeVar("R")
@@ -293,8 +295,9 @@ class ChainVerifier(Chain[Event, Record]):
     """The chain of a run's log.
 
     Attributes, besides those of every chain: ``admission`` (what may stand in it next), ``key``
-    (the trainer's), ``authority`` (who may write what), ``epoch`` (lease epoch of the last
-    segment) and ``ended`` (the run's last event was seen).
+    (the trainer's), ``authority`` (who may write what), ``version`` (of the Esper that wrote it,
+    "" before the first event), ``epoch`` (lease epoch of the last segment) and ``ended`` (the
+    run's last event was seen).
     """
 
     genesis = "run.started"
@@ -302,6 +305,7 @@ class ChainVerifier(Chain[Event, Record]):
     def __init__(self, trusted: Anchor | None = None) -> None:
         super().__init__(trusted)
         self.admission = Admission()
+        self.version = ""
 
     @property
     def key(self) -> PublicKey | None:
@@ -343,8 +347,32 @@ class ChainVerifier(Chain[Event, Record]):
         """The key with this id that has or had a role in the log."""
         return self.authority.key(key_id)
 
+    def unread(self, data: bytes) -> Event | None:
+        """Refuses, and names the versions where the reader is older than the log."""
+        try:
+            return super().unread(data)
+        except CodecError as error:
+            if not self.of_newer_version(data):
+                raise
+            raise CodecError(
+                f"{error}; the log was written by Esper {self.version or version_in(data)}, read "
+                f"it with that or a later one: this is {__version__}"
+            ) from error
+
+    def of_newer_version(self, data: bytes) -> bool:
+        """Whether the log, of which ``data`` is the next event, is of a version after this."""
+        started = self.admission.rules.started
+        return is_newer(self.version if started else version_in(data))
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What to tell whoever reads the verdict, a line each."""
+        return ()
+
     def admit(self, event: Event, place: Place, index: int) -> str | None:
         """Hold ``event`` to rules, lease and authority."""
+        if isinstance(event, RunStarted):
+            self.version = event.version
         return self.admission.admit(event, place, index)
 
     def record(self, index: int, event: Event) -> Record:

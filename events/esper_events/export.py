@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import CHECKPOINT, SignedCheckpoint
 from esper_events.errors import ChainError, ExportError
 from esper_events.files import whole_file
 from esper_events.framing import END, JOURNAL, LENGTH, frame, read_frames
+from esper_events.newer import AuditVerifier
 from esper_events.reader import MAGIC, LogReader, open_journal, read_checkpoint
 
 
@@ -45,7 +45,7 @@ def export_run(run_dir: Path, file: Path) -> Exported:
     with open_journal(run_dir) as journal:
         signed = read_checkpoint(run_dir)
         if signed is None:
-            for _ in LogReader(run_dir).records():
+            for _ in LogReader(run_dir, verifier=AuditVerifier).records():
                 pass  # A damaged one has nothing to wait for.
             raise ExportError(
                 f"{run_dir} has no checkpoint: its writer signs one when the run closes. "
@@ -62,7 +62,7 @@ def export_run(run_dir: Path, file: Path) -> Exported:
 
 
 def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO) -> Exported:
-    checkpoint, verifier, whole = signed.checkpoint, ChainVerifier(), True
+    checkpoint, verifier, whole = signed.checkpoint, AuditVerifier(), True
     target.write(MAGIC)
     for offset, segment in read_frames(journal):
         if verifier.events >= checkpoint.size:

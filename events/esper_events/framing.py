@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError, SegmentError
+from esper_events.newer import AuditVerifier
 from esper_events.segment import MAX_SEGMENT_BYTES
 
 JOURNAL = Path("journal") / "segments"
@@ -84,15 +84,15 @@ def read_frames(
 
 
 def longest_valid_prefix(path: Path) -> tuple[int, int]:
-    """Segments and bytes of the journal ``path`` up to the first that `ChainVerifier` refuses.
+    """Segments and bytes of the journal ``path`` up to the first that is refused.
 
-    What lies behind is a torn write of a crash, or damage; it is never part of the log. The key
-    is taken from the log itself.
+    What lies behind is a torn write of a crash, or damage; it is never part of the log. What a
+    newer version wrote is none of both. The key is taken from the log itself.
 
     Raises:
         OSError: the file cannot be read.
     """
-    verifier = ChainVerifier()
+    verifier = AuditVerifier()
     valid = 0
     with path.open("rb") as file:
         try:

@@ -15,6 +15,7 @@ from esper_events.checkpoint import write_checkpoint
 from esper_events.errors import ChainError, ImportRefusedError, cause
 from esper_events.files import sync_directory
 from esper_events.framing import JOURNAL, frame, read_frames
+from esper_events.newer import AuditVerifier
 from esper_events.reader import MAGIC, LogReader, read_footer
 
 
@@ -45,11 +46,11 @@ def import_run(file: Path, run_dir: Path, trusted: Anchor | None = None) -> Impo
     file, run_dir = Path(file), Path(run_dir)
     if run_dir.exists() and not (run_dir.is_dir() and not any(run_dir.iterdir())):
         raise ImportRefusedError(f"{run_dir} exists already; choose a directory that does not")
-    for _ in (source := LogReader(file, trusted)).records():
+    for _ in (source := LogReader(file, trusted, verifier=AuditVerifier)).records():
         pass  # Nothing is written of a file that is not whole.
     with _appearing(run_dir) as draft:
         _copy(file, draft)
-        for _ in (reader := LogReader(draft, trusted)).records():
+        for _ in (reader := LogReader(draft, trusted, verifier=AuditVerifier)).records():
             pass
         verifier = reader.verifier
         if verifier.head != source.verifier.head or reader.signed is None:

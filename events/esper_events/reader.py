@@ -34,6 +34,8 @@ class LogReader:
         kept: a checkpoint of this log that the caller kept: the log must bear it out as well.
         revoked: what the caller knows of keys that were taken back, each checked; a log cannot hold
             what was revoked after its end, nor what a thief leaves out.
+        verifier: `AuditVerifier` for who draws nothing from what the records mean, so that a log of
+            a newer version can be read: what cannot be, is then left out.
 
     Attributes: ``verifier`` (what was proven so far), and ``signed``, the run's own signed
     checkpoint that the whole log agrees with, None until the end was reached or where there is
@@ -46,9 +48,10 @@ class LogReader:
         trusted: Anchor | None = None,
         kept: SignedCheckpoint | None = None,
         revoked: Sequence[Revocation] = (),
+        verifier: type[ChainVerifier] = ChainVerifier,
     ) -> None:
         self.path = Path(path)
-        self.verifier = ChainVerifier(trusted)
+        self.verifier = verifier(trusted)
         self.signed: SignedCheckpoint | None = None
         self._kept = kept
         self._revoked = revoked

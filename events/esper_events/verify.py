@@ -9,6 +9,7 @@ from pathlib import Path
 from esper_events.anchor import Anchor
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError, cause
+from esper_events.newer import AuditVerifier
 from esper_events.reader import LogReader
 from esper_events.registered import check_registered, watch_heads
 from esper_events.registry_rules import RegisteredRun
@@ -75,7 +76,7 @@ def verify_path(
 
     Never raises for what it finds in ``path``: a damaged or missing log is a report that is not ok.
     """
-    reader = LogReader(path, trusted, kept, revoked)
+    reader = LogReader(path, trusted, kept, revoked, AuditVerifier)
     if registered is not None:
         watch_heads(registered, reader.verifier)
     try:
@@ -89,7 +90,8 @@ def verify_path(
         return _report(reader, None, (f"cannot be read: {cause(error)}",))
     size = 0 if kept is None else kept.checkpoint.size
     seen = None if registered is None else registered.events
-    return _report(reader, size, _findings(reader, trusted is not None, size, seen), seen)
+    findings = _findings(reader, trusted is not None, size, seen)
+    return _report(reader, size, (*findings, *reader.verifier.findings), seen)
 
 
 def _report(
