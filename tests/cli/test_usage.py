@@ -135,7 +135,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(
 
 def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert failures.run(group, []) == 2
-    assert "Commands:" in capsys.readouterr().err
+    assert "Train:" in capsys.readouterr().err
 
 
 def test_an_endless_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
