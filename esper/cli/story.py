@@ -11,11 +11,13 @@ from esper_events.events import (
     BreakerChanged,
     Event,
     GateMeasured,
+    HostRolledBack,
     LatticeDeclared,
     PassesSeparated,
     PlateauDetected,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunEnded,
     RunStarted,
     SeedFolded,
@@ -83,6 +85,11 @@ class Story:
                 return self._lapsed(event)
             case SeedFolded():
                 return event.step, self._folded(event)
+            case RollbackDecided():
+                return event.step, f"the host is spoilt: {event.reason}"
+            case HostRolledBack():
+                lost = event.step - event.to_step
+                return event.step, f"the host is back at step {event.to_step}, {lost} steps lost"
             case BreakerChanged():
                 return (
                     event.step,

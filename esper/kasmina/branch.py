@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.errors import KasminaError
+from esper.kasmina.host_optimizer import all_finite
 from esper.kasmina.host_update import HostUpdate, OwnStates
 from esper.kasmina.isolation import ModuleState
 from esper.kasmina.random_state import RandomState
@@ -46,8 +47,7 @@ class Branch:
     def finite(self) -> bool:
         """Whether weights and optimizer state hold numbers alone."""
         moments = (v for entries in self._moments.values() for v in entries.values())
-        held = [*self._weights.values(), *(v for v in moments if isinstance(v, Tensor))]
-        return all(bool(torch.isfinite(t).all()) for t in held if t.is_floating_point())
+        return all_finite([*self._weights.values(), *(v for v in moments if isinstance(v, Tensor))])
 
     def step(
         self,

@@ -7,11 +7,12 @@ parameters move, moments and all, into the existing group of the slot's module.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.kasmina.errors import KasminaError
 
@@ -88,6 +89,25 @@ def adopt_parameters(
         for parameter in parameters:
             if parameter in trial.state:
                 optimizer.state[parameter] = trial.state[parameter]
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all ``tensors`` of floating-point numbers hold numbers alone; waits for each device
+    once."""
+    found = defaultdict(list)
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            found[tensor.device].append(tensor.isfinite().all())
+    return all(bool(torch.stack(answers).all()) for answers in found.values())
+
+
+def trained_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """The parameters that have been trained so far, and what is kept for each of their elements."""
+    for parameter, entries in optimizer.state.items():
+        if isinstance(parameter, Tensor):
+            yield parameter.detach()
+            kept = (value for value in entries.values() if isinstance(value, Tensor))
+            yield from (value for value in kept if value.shape == parameter.shape)
 
 
 def _end(members: Sequence[nn.Parameter], of: Sequence[nn.Parameter]) -> int:

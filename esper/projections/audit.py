@@ -14,6 +14,7 @@ from esper_events.errors import PublicKeyError
 from esper_events.events import (
     Figures,
     GateMeasured,
+    HostRolledBack,
     LatticeDeclared,
     Record,
     ReplicaChanged,
@@ -137,6 +138,8 @@ def _note(state: AuditState, before: LatticeState, record: Record) -> AuditState
             times = state.applied.get(target, 0) + 1
             lost = state.steps_lost + event.steps_lost
             changes = {"applied": {**state.applied, target: times}, "steps_lost": lost}
+        case HostRolledBack() as event:
+            changes = {"steps_lost": state.steps_lost + event.step - event.to_step}
         case TransitionLapsed() as event:
             lapse = Lapse(record.index, event.step, event.decision, event.reason)
             changes = {"lapses": (*state.lapses, lapse)}

@@ -15,6 +15,7 @@ from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
     GateMeasured,
+    HostRolledBack,
     LocalObjective,
     PlateauDetected,
     Record,
@@ -89,7 +90,7 @@ class ControllerState(FoldedState, frozen=True, tag="controller"):
     """All of it. ``decisions`` is by slot, then by blueprint; ``blueprints`` gives their names.
 
     ``error_spent`` is the share of the error budget that the ``fork_tests`` so far have used,
-    ``steps_lost`` the host's steps that culls have cost.
+    ``steps_lost`` the host's steps that culls and rollbacks have cost.
     """
 
     blueprints: dict[str, str] = msgspec.field(default_factory=dict)
@@ -128,6 +129,8 @@ def fold(state: ControllerState, record: Record) -> ControllerState:
         case TransitionLapsed(decision=number):
             decision, others = settle(state.open, number)
             return _tallied(_with(state, open=others), decision, lapsed=1)
+        case HostRolledBack(step=step, to_step=to_step):
+            return _with(state, steps_lost=state.steps_lost + step - to_step)
         case BreakerChanged() as changed:
             return _breaker(state, changed)
         case _:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from esper.log.circuit import Circuit, State
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import BreakerChanged, Event
+from esper_events.events import BreakerChanged, Event, Record
 
 
 class Ticket(Protocol):
@@ -37,6 +37,9 @@ class Log(Protocol):
 
     def keep(self, data: bytes) -> str:
         """Bytes that events from now on may name; their SHA-256 in hex."""
+
+    def records(self, start: int = 0) -> list[Record]:
+        """The acknowledged records from index ``start`` on, in order."""
 
 
 def overdue(ticket: Ticket, deadline: float) -> bool:

@@ -28,9 +28,11 @@ from esper_events.events import (
     BreakerChanged,
     CheckpointWritten,
     Event,
+    HostRolledBack,
     LatticeDeclared,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunStarted,
     TransitionApplied,
     TransitionDecided,
@@ -132,6 +134,11 @@ class CatchUpLog:
         return len(self._left)
 
     @property
+    def ahead(self) -> Event | None:
+        """The event that the log tells next; None when training has caught up with it."""
+        return self._left[0].event if self._left else None
+
+    @property
     def concluding(self) -> bool:
         """Whether all that is left was told at this very step, as a run does that was killed
         while it closed."""
@@ -215,6 +222,9 @@ class CatchUpLog:
             case BreakerChanged():
                 later = [r.event for r in self._left if isinstance(r.event, BreakerChanged)][1:2]
                 return (later[0].step, later[0].state == "closed") if later else (None, True)
+            case RollbackDecided():
+                done = (r.event.step for r in self._left if isinstance(r.event, HostRolledBack))
+                return next(done, None), True
         return self.step, True
 
     def _settled(self, decision: int) -> tuple[int | None, bool]:

@@ -8,6 +8,7 @@ next batch on, at an alpha of exactly 0.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,17 +35,27 @@ from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.nursery import Nursery
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.passes import ShadowPasses
+from esper.tolaria.rollback import Rollbacks
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
 from esper_events.events import ControllerConsulted, PlateauDetected, WeightsRecorded
 from esper_events.stages import BLENDED, LIVE, Stage
 
+_logger = logging.getLogger("esper.tolaria")
+
+_UNCURED = (
+    "the run keeps no checkpoints (checkpoint_every) or rollbacks = 0, so it goes on as it is"
+)
+
 
 class Engine:
     """Runs the lifecycle of seeds in one host, one safe point after another."""
 
-    def __init__(self, context: Context, controller: Controller) -> None:
+    def __init__(
+        self, context: Context, controller: Controller, rollbacks: Rollbacks | None = None
+    ) -> None:
+        """``rollbacks`` are what a spoilt host is brought back by, where checkpoints are kept."""
         settings, log = context.settings, context.log
         self.lattice = context.lattice
         self.decisions = Decisions(log, settings)
@@ -53,6 +64,7 @@ class Engine:
         self._passes = ShadowPasses(context)
         self.watch = Watch(context, self.transitions, self.decisions, self._passes)
         self._gatekeeper = Gatekeeper(context, self.transitions, self.watch)
+        self._rollbacks = rollbacks if settings.rollbacks else None
         self._nursery = Nursery(context, self.transitions, self.decisions, self._gatekeeper)
         self._context = context
         self._settings = settings
@@ -65,14 +77,21 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether the next safe point has nothing to do unless it is one for observing."""
-        return not (self.trials or self.decisions or self._nursery or self._asking)
+        busy = self.trials or self.decisions or self._nursery or self._asking or self._ailing
+        return not busy
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is on trial or held back, and nothing decided but that seeds cool down:
-        what there is to remember is small then."""
+        what there is to remember is small then. And whether the host is well, for all one knows."""
         settled = self.transitions.quiet and self.decisions.quiet
-        return settled and not (self._nursery or self._asking)
+        proven = self._rollbacks is None or not self._rollbacks.on_probation
+        return settled and proven and not (self._nursery or self._asking or self._ailing)
+
+    @property
+    def _ailing(self) -> bool:
+        """Whether the host is spoilt, and can be brought back, or is about to be."""
+        return self._rollbacks is not None and bool(self.watch.spoilt or self._rollbacks)
 
     def snapshot(self) -> dict[str, Any]:
         """All that it remembers from one safe point to the next while it is quiet."""
@@ -84,6 +103,8 @@ class Engine:
             "seeds_made": self._nursery.made,
             "recorded_at": self._recorded_at,
             "separate": sorted(self._passes.separate),
+            "worst": self.watch.worst,
+            "rollbacks": self._rollbacks.snapshot() if self._rollbacks else [],
         }
 
     def restore(self, kept: Mapping[str, Any], told: Callable[[int], Ticket]) -> None:
@@ -98,6 +119,9 @@ class Engine:
         self._nursery.made = kept["seeds_made"]
         self._recorded_at = kept["recorded_at"]
         self._passes.separate.update(kept["separate"])
+        self.watch.worst = kept["worst"]
+        if self._rollbacks is not None:
+            self._rollbacks.restore(kept["rollbacks"])
 
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
@@ -107,16 +131,44 @@ class Engine:
         if step % self._settings.shadow_every == 0:
             self._train_trials(step, self._context.update.one(batch))
         applied = self.decisions.settle(step)
-        if observing:
-            self.watch.observe(step)
-            self._record_weights(step)
-        if self._nursery and not applied and self.decisions.allowed(step):
+        back = self._rollbacks is not None and self._rollbacks.settle(step)
+        if observing or (self._ailing and (applied or back)):
+            self._observe(step)
+        if self._ailing:
+            self._bring_back(step)
+        elif self._nursery and not applied and self.decisions.allowed(step):
             self._nursery.advance(step)
-        self._asking |= observing or applied
+        self._asking |= (observing or applied) and not self._ailing
         if self._asking and self._nursery.settled:
             self._asking = False
             self._consult(step)
         self.transitions.mark()
+
+    def _observe(self, step: int) -> None:
+        """Measure the host and the seeds, and see whether anything is spoilt."""
+        well = not self.watch.spoilt
+        self.watch.observe(step)
+        self._record_weights(step)
+        if self._rollbacks is not None:
+            self._rollbacks.judged(step, spoilt=bool(self.watch.spoilt))
+        for trial in self.watch.in_stages(BLENDED):
+            trial.broken = trial.broken or self.watch.spoilt
+        if well and self.watch.spoilt and not (self._ailing or self.lattice.blended):
+            _logger.warning("step %d: %s; %s", step, self.watch.spoilt, _UNCURED)
+
+    def _bring_back(self, step: int) -> None:
+        """End what is on trial in a spoilt host, and then let it go back to a checkpoint.
+
+        A graft is ended first, and may have been all that was wrong.
+        """
+        if self._rollbacks is None or self._rollbacks or not self.decisions.allowed(step):
+            return
+        self._nursery.clear()
+        self._asking = False
+        for trial in list(self.trials.values()):
+            self.transitions.cull(trial, step, self.watch.spoilt, delay=0)
+        if self.transitions.quiet and self.decisions.quiet:
+            self._rollbacks.decide(step, self.watch.spoilt, self.transitions.snapshot())
 
     def _record_weights(self, step: int) -> None:
         """Put the host's bits on record from time to time, for a re-run to be held to."""

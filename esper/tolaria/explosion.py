@@ -9,7 +9,8 @@ _MEMORY = 0.98
 
 def exploded(loss: float, before: float, factor: float) -> bool:
     """Whether ``loss`` is no number, or ``factor - 1`` times the size of ``before`` above it."""
-    return not math.isfinite(loss) or loss - before > abs(before) * (factor - 1.0)
+    far = before != 0.0 and loss - before > abs(before) * (factor - 1.0)
+    return far or not math.isfinite(loss)
 
 
 class TrainingLoss:

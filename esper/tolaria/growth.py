@@ -25,6 +25,7 @@ from esper.projections.lattice import LatticeState, fold_all
 from esper.tamiyo.interface import Controller
 from esper.telemetry.telemetry import Telemetry
 from esper.tolaria.catch_up import CatchUpError, CatchUpLog
+from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.checkpoint.keeper import Checkpoints, Kept
 from esper.tolaria.claims import Claim, refuse_second
 from esper.tolaria.context import Context
@@ -33,10 +34,10 @@ from esper.tolaria.heldout import HeldOut, split_held_out
 from esper.tolaria.inputs import (
     RESERVED,
     checkpoint_contents,
-    checkpoint_objects,
     chosen_blueprints,
     default_controller,
     held_out_parts,
+    host_objects,
     host_update,
     logged_settings,
     wanted_telemetry,
@@ -44,6 +45,7 @@ from esper.tolaria.inputs import (
 from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.rerun import Rerun, RerunReport, report
+from esper.tolaria.rollback import Rollbacks
 from esper.tolaria.run_log import LogPlace, declarations, require_same, run_started, warn_of_failure
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial
@@ -160,6 +162,7 @@ class Growth:
         self._controller = controller or default_controller(self.settings, seed)
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
+        self._host = HostState(model, optimizer, host_objects(update_state))
         self.resumed_at = 0
         self._step = 0
         self._wake = 1
@@ -177,16 +180,16 @@ class Growth:
         training = None
         if checkpoint_every is not None and self._logged is None:
             place.check_checkpoints(checkpoint_every)
-            objects = checkpoint_objects(update_state, checkpoint_with or {})
-            training = checkpoint_contents(model, optimizer, self._controller, objects)
+            training = checkpoint_contents(self._host, self._controller, checkpoint_with or {})
         refuse_second(model)
         self.log, directory = place.open(self._logged)
         self.run = self.log.log_id
         self._claim = Claim(model, self, self.run)
         self._checkpoints: Checkpoints | None = None
         if training is not None and checkpoint_every is not None and directory is not None:
+            sync, copies = self.settings.sync_decisions, self.log.copies
             self._checkpoints = Checkpoints(
-                directory, checkpoint_every, self.log, training, self.log.copies
+                directory, checkpoint_every, self.log, training, copies, sync=sync
             )
         self._resuming = resume
         try:
@@ -203,6 +206,7 @@ class Growth:
         """Begin as far as can be, from the newest checkpoint where there is one to go on from."""
         kept = None
         if self._resuming and self._checkpoints is not None:
+            self._checkpoints.expect(self.log.records())
             self._checkpoints.forget_unnamed(self.log.records())
             kept = self._checkpoints.newest(self.log.records())
         if kept is not None:
@@ -241,6 +245,7 @@ class Growth:
         Raises:
             RuntimeError: growth is closed, or ``loss`` still awaits its backward pass.
             FencedError: another has taken the run over, and this process has no part in it.
+            SpoiltError: the host is spoilt, and has no checkpoint left to go back to.
         """
         self._step += 1
         telemetry = self._telemetry
@@ -439,5 +444,9 @@ class Growth:
         shared = self.settings, self.library, self.log, self._seed
         context = Context(lattice, self._loss_fn, self._update, parts, *shared)
         logged, controller = self._logged, self._controller
-        self._engine = Rerun(context, logged) if logged else Engine(context, controller)
+        if logged is not None:
+            self._engine = Rerun(context, logged, self._host)
+        else:
+            rollbacks = Rollbacks(context, self._checkpoints) if self._checkpoints else None
+            self._engine = Engine(context, controller, rollbacks)
         self._telemetry = wanted_telemetry(context)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import LIBRARY
@@ -22,6 +22,7 @@ from esper.log.workspace import Workspace
 from esper.tamiyo.interface import Controller, Restorable
 from esper.tamiyo.rules import RuleController, Rules
 from esper.telemetry.telemetry import Telemetry
+from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.checkpoint.training import Training
 from esper.tolaria.context import Context
 from esper.tolaria.heldout import HeldOut, split_held_out
@@ -103,14 +104,12 @@ def open_log(
 
 
 def checkpoint_contents(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    controller: Controller,
-    objects: Mapping[str, Stateful],
+    host: HostState, controller: Controller, others: Mapping[str, Stateful]
 ) -> Training | None:
     """What the checkpoints of a run hold; None, with a warning, where they cannot hold it all."""
     if isinstance(controller, Restorable):
-        return Training(model, optimizer, controller, objects)
+        named = {f"checkpoint_with[{name!r}]": held for name, held in others.items()}
+        return Training(host, controller, named)
     warnings.warn(
         f"no checkpoints are taken: a {type(controller).__name__} cannot be restored, give it "
         "state() and restore(state); see esper.tamiyo.interface.Restorable",
@@ -119,12 +118,9 @@ def checkpoint_contents(
     return None
 
 
-def checkpoint_objects(
-    update_state: Sequence[Stateful], others: Mapping[str, Stateful]
-) -> dict[str, Stateful]:
-    """The user's objects that a checkpoint holds, by the names that messages give them."""
-    named = {f"update_state[{number}]": held for number, held in enumerate(update_state)}
-    return named | {f"checkpoint_with[{name!r}]": held for name, held in others.items()}
+def host_objects(update_state: Sequence[Stateful]) -> dict[str, Stateful]:
+    """The user's objects that belong to the host, by the names that messages give them."""
+    return {f"update_state[{number}]": held for number, held in enumerate(update_state)}
 
 
 def chosen_blueprints(

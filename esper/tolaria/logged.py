@@ -13,6 +13,7 @@ from esper_events.events import (
     BlueprintRegistered,
     CheckpointWritten,
     Event,
+    HostRolledBack,
     PassesSeparated,
     Record,
     RunEnded,
@@ -45,6 +46,12 @@ class LoggedRun:
     def steps(self) -> int:
         """The last step that the log tells of."""
         return self.ended.step if self.ended is not None else max(self.at, default=0)
+
+    @property
+    def back_to(self) -> frozenset[int]:
+        """The steps whose state the host went back to later on."""
+        events = (event for told in self.at.values() for event in told)
+        return frozenset(e.to_step for e in events if isinstance(e, HostRolledBack))
 
     @property
     def folded(self) -> frozenset[int]:
@@ -94,6 +101,8 @@ def _add(run: LoggedRun, event: Event) -> None:
         case TransitionApplied(step=step) | TransitionLapsed(step=step):
             run.at[step].append(event)
         case WeightsRecorded(step=step) | CheckpointWritten(step=step) | SeedFolded(step=step):
+            run.at[step].append(event)
+        case HostRolledBack(step=step):
             run.at[step].append(event)
         case PassesSeparated(step=step, purpose="training"):
             run.at[step].append(event)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.digest import model_digest, tensor_digests
 from esper.projections.lattice import LatticeState
+from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Change
 from esper.tolaria.logged import LoggedRun, RerunError
@@ -22,6 +23,7 @@ from esper.tolaria.trials import Trial, live_stage, new_seed
 from esper_events.events import (
     CheckpointWritten,
     Event,
+    HostRolledBack,
     PassesSeparated,
     SeedFolded,
     TransitionApplied,
@@ -112,7 +114,7 @@ class LoggedDecisions:
 class Rerun:
     """Stands in the engine's place and follows a log."""
 
-    def __init__(self, context: Context, logged: LoggedRun) -> None:
+    def __init__(self, context: Context, logged: LoggedRun, host: HostState) -> None:
         self.lattice = context.lattice
         self.difference: Difference | None = None
         self.checked = 0
@@ -124,6 +126,8 @@ class Rerun:
         self._context = context
         self._logged = logged
         self._lapsed = 0
+        self._host = host
+        self._kept: dict[int, dict[str, Any]] = {}
 
     @property
     def idle(self) -> bool:
@@ -140,6 +144,9 @@ class Rerun:
             self._train_trials(step, self._context.update.one(batch))
         for event in self._logged.at.get(step, ()):
             self._follow(event, step)
+        if step in self._logged.back_to:
+            # Its file may be anywhere, or nowhere any more.
+            self._kept[step] = self._host.copied()
         transitions.mark()
 
     def conclude(self, step: int, reason: str) -> None:
@@ -173,6 +180,11 @@ class Rerun:
             case SeedFolded(seed=seed, module=module, after=logged):
                 here = self.transitions.folded.get(seed, "not folded")
                 self._compare(step, f"module {module} with seed {seed} folded in", here, logged)
+            case HostRolledBack(to_step=to_step, weights=logged):
+                if to_step not in self._kept:
+                    raise RerunError(f"step {step}: there was no step {to_step} to go back to")
+                self._host.put_back(self._kept[to_step])
+                self._compare(step, "the host", model_digest(self.lattice.model), logged)
             case CheckpointWritten(weights=logged):
                 self._compare(step, "the host", model_digest(self.lattice.model), logged)
             case PassesSeparated():

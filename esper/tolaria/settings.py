@@ -33,6 +33,9 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``stability_band``: STABILIZING ends when the held-out loss is at most this multiple of
       what it was when grafting began.
     - ``explosion``: a training loss above this multiple of its running mean culls the seed.
+      A held-out loss above this multiple of the worst before counts as a spoilt host.
+    - ``rollbacks``: times that a spoilt host goes back to one checkpoint, where the run keeps any,
+      before the one before that is taken; without one left the run fails. 0: it is left alone.
     - ``min_effect``: relative reduction of held-out loss that the fork gate asks for.
     - ``error_budget``: chance that a run keeps any seed that is worth nothing; test ``k`` spends
       ``6 / (pi * k)**2`` of it.
@@ -74,6 +77,7 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     evaluate_steps: Count = 400
     stability_band: Positive = 1.25
     explosion: Positive = 15.0
+    rollbacks: Steps = 2
     min_effect: Fraction = 0.15
     error_budget: Fraction = 0.05
     shadow_confidence: Fraction = 0.95

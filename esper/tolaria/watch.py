@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
+from esper.kasmina.host_optimizer import all_finite, trained_tensors
 from esper.kasmina.shadow import held_out_losses
 from esper.tamiyo.interface import Observation, SeedView
 from esper.telemetry.errors import TelemetryError
@@ -13,6 +14,7 @@ from esper.telemetry.meter import LayerMeter, held_back
 from esper.telemetry.passes import measure
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions
+from esper.tolaria.explosion import exploded
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.passes import ShadowPasses
 from esper.tolaria.transitions import Transitions
@@ -39,6 +41,10 @@ class Watch:
         self.held_out: list[tuple[int, float]] = []
         """(step, mean loss on the watched batches), oldest first; whole, because a controller's
         patience may reach far back."""
+        self.spoilt = ""
+        """What the latest observation found wrong with the host; empty for nothing."""
+        self.worst: float | None = None
+        """The largest held-out loss of a host that was not spoilt; None before the first."""
         self._context = context
         self._lattice = context.lattice
         self._settings = context.settings
@@ -66,6 +72,7 @@ class Watch:
         loss_fn, batches = self._context.loss_fn, self._context.parts.watch
         baseline = held_out_losses(self._lattice.model, loss_fn, batches)
         self.held_out.append((step, sum(baseline) / len(baseline)))
+        self._judge(self.loss)
         trials = [t for t in self.in_stages(frozenset({Stage.TRAINING})) if not t.broken]
         for trial, losses in zip(trials, self._passes.measure(trials, batches, step), strict=True):
             if losses is not None:
@@ -74,6 +81,17 @@ class Watch:
         for trial in self.in_stages(frozenset({Stage.EVALUATING})):
             if fork is not None and step - trial.since >= self._settings.evaluate_steps // 2:
                 fork.measure(self._context.parts.confirm)
+
+    def _judge(self, loss: float) -> None:
+        """Find out whether the host is spoilt: a host alone may forget or spike and recover, so
+        its loss is held to the worst that it has ever had."""
+        self.spoilt = ""
+        if self.worst is not None and exploded(loss, self.worst, self._settings.explosion):
+            self.spoilt = f"held-out loss is {loss:g}, where it was {self.worst:g} at most"
+        elif self.worst is not None and not all_finite(trained_tensors(self._lattice.optimizer)):
+            self.spoilt = "weights or optimizer state are no numbers"
+        elif math.isfinite(loss):
+            self.worst = loss if self.worst is None else max(self.worst, loss)
 
     def plateau_figures(self, loss: float) -> Figures:
         """The held-out loss, the layers that are held back most, and where something is wrong."""

@@ -258,6 +258,26 @@ class CheckpointWritten(_Event, frozen=True, tag="checkpoint.written"):
     weights: str
 
 
+class RollbackDecided(_Event, frozen=True, tag="rollback.decided"):
+    """The host is spoilt, and is to go on from the state that it had at the checkpoint of
+    ``to_step``, whose file has the SHA-256 ``file``, in hex."""
+
+    step: int
+    to_step: int
+    file: str
+    reason: str
+
+
+class HostRolledBack(_Event, frozen=True, tag="host.rolled_back"):
+    """Before step ``step + 1`` the host got back what it had at the checkpoint of ``to_step``:
+    weights, module state, optimizer state. Steps, data and schedules go on. ``weights`` is the
+    digest of its tensors."""
+
+    step: int
+    to_step: int
+    weights: str
+
+
 class BreakerChanged(_Event, frozen=True, tag="breaker.changed"):
     """A circuit breaker opened, half-opened or closed."""
 
@@ -314,6 +334,8 @@ Event = (
     | SeedFolded
     | WeightsRecorded
     | CheckpointWritten
+    | RollbackDecided
+    | HostRolledBack
     | BreakerChanged
     | PassesSeparated
     | ReplicaChanged

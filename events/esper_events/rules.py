@@ -14,9 +14,12 @@ from msgspec import UNSET
 
 from esper_events.events import (
     BlueprintRegistered,
+    CheckpointWritten,
     ControllerConsulted,
     Event,
+    HostRolledBack,
     LatticeDeclared,
+    RollbackDecided,
     RunEnded,
     RunStarted,
     SeedFolded,
@@ -24,7 +27,7 @@ from esper_events.events import (
     TransitionDecided,
     TransitionLapsed,
 )
-from esper_events.stages import Stage, is_legal
+from esper_events.stages import BLENDED, Stage, is_legal
 
 
 class Rules:
@@ -42,6 +45,9 @@ class Rules:
         self._folded: set[int] = set()
         self._slots: set[str] = set()
         self._blueprints: set[str] = set()
+        self._checkpoints: dict[str, CheckpointWritten] = {}
+        self._rollback: RollbackDecided | None = None
+        self._grown_at = 0
 
     def admit(self, event: Event) -> str | None:
         """Take ``event`` as the next one; the reason if it cannot stand there, else None."""
@@ -105,6 +111,8 @@ class Rules:
             return self._close(event)
         reason = self._wrong_stage(decided)
         self._stages[decided.seed] = decided.target
+        if decided.target is Stage.FOSSILIZED:
+            self._grown_at = event.step
         return reason or self._close(event)
 
     def _close(self, event: TransitionApplied | TransitionLapsed) -> str | None:
@@ -125,6 +133,33 @@ class Rules:
             return f"seed {event.seed} is folded in slot {event.slot}, but it is in {slot}"
         self._folded.add(event.seed)
         return None
+
+    def _write_checkpoint(self, event: CheckpointWritten) -> str | None:
+        self._checkpoints[event.file] = event
+        return None
+
+    def _decide_rollback(self, event: RollbackDecided) -> str | None:
+        written = self._checkpoints.get(event.file)
+        if written is None or written.step != event.to_step:
+            return f"a rollback to step {event.to_step}, of which no such checkpoint was written"
+        if self._rollback is not None:
+            return f"a rollback to step {self._rollback.to_step} is decided already"
+        if not self._grown_at <= event.to_step <= event.step:
+            return (
+                f"a rollback at step {event.step} to step {event.to_step}, and the host has the "
+                f"shape that it has since step {self._grown_at}"
+            )
+        self._rollback = event
+        return None
+
+    def _roll_back(self, event: HostRolledBack) -> str | None:
+        decided, self._rollback = self._rollback, None
+        if decided is None or decided.to_step != event.to_step:
+            return f"the host is rolled back to step {event.to_step}, which was never decided"
+        if self._checkpoints[decided.file].weights != event.weights:
+            return f"the host is rolled back to other weights than those of step {event.to_step}"
+        blended = [seed for seed, stage in self._stages.items() if stage in BLENDED]
+        return f"the host is rolled back while seed {blended[0]} is grafted" if blended else None
 
     def _wrong_stage(self, decided: TransitionDecided) -> str | None:
         stage = self._stages.get(decided.seed, Stage.DORMANT)
@@ -151,6 +186,9 @@ _FOLLOWED: dict[type[Event], Callable[[Rules, Any], str | None]] = {
     TransitionApplied: Rules._apply,
     TransitionLapsed: Rules._close,
     SeedFolded: Rules._fold,
+    CheckpointWritten: Rules._write_checkpoint,
+    RollbackDecided: Rules._decide_rollback,
+    HostRolledBack: Rules._roll_back,
     RunEnded: Rules._end,
 }
 """What the rules do with each kind that they follow; the others may stand anywhere in a run."""

@@ -12,6 +12,7 @@ from esper_events.events import (
     Event,
     Figures,
     GateMeasured,
+    HostRolledBack,
     KeyCertified,
     KeyRevoked,
     KeyRotated,
@@ -20,6 +21,7 @@ from esper_events.events import (
     PlateauDetected,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunEnded,
     RunStarted,
     RunTakenOver,
@@ -93,6 +95,8 @@ def _say_step(
     | SeedFolded
     | WeightsRecorded
     | CheckpointWritten
+    | RollbackDecided
+    | HostRolledBack
     | BreakerChanged
     | PassesSeparated,
 ) -> str:
@@ -126,6 +130,11 @@ def _say_step(
             return f"the bits of {_count(len(event.tensors), 'tensor')} are on record"
         case CheckpointWritten():
             return f"checkpoint written, file {event.file[:12]}, weights {event.weights[:12]}"
+        case RollbackDecided():
+            return f"the host is to go back to its state of step {event.to_step}: {event.reason}"
+        case HostRolledBack():
+            lost = _count(event.step - event.to_step, "step")
+            return f"the host is back at its state of step {event.to_step}, {lost} lost"
         case BreakerChanged():
             return f"circuit breaker {event.breaker} is {event.state}: {event.reason}"
         case PassesSeparated():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from esper.log.objects import digest_of
-from esper_events.events import Event
+from esper_events.events import Event, Record
 
 
 @dataclass
@@ -57,6 +57,9 @@ class FakeLog:
 
     def keep(self, data: bytes) -> str:
         return digest_of(data)
+
+    def records(self, start: int = 0) -> list[Record]:
+        return [Record(n, event) for n, event in enumerate(self.events)][start:]
 
     def acknowledge(self) -> None:
         """Acknowledge all that was appended."""

@@ -18,7 +18,9 @@ from esper_events.events import (
     CheckpointWritten,
     Figures,
     GateMeasured,
+    HostRolledBack,
     Record,
+    RollbackDecided,
     RunEnded,
     RunStarted,
     SeedFolded,
@@ -160,6 +162,10 @@ def _digests(record: Record) -> Iterator[tuple[str, str, str]]:
                 yield "tensor", name, digest
         case CheckpointWritten() as event:
             yield "checkpoint file", "", event.file
+            yield "checkpoint weights", "", event.weights
+        case RollbackDecided() as event:
+            yield "checkpoint file", "", event.file
+        case HostRolledBack() as event:
             yield "checkpoint weights", "", event.weights
         case RunEnded() as event:
             yield "final weights", "", event.final_weights

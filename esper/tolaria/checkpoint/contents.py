@@ -58,16 +58,28 @@ class Host:
         Raises:
             CheckpointError: it is of another structure.
         """
-        model, state = self._model, taken["state"]
-        _require_same(state, model.state_dict())
-        model.load_state_dict(state)
+        self.refill(taken)
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(name not in taken["frozen"])
+            parameter.grad = torch.zeros_like(parameter) if name in taken["graded"] else None
+
+    def require_same(self, taken: Mapping[str, Any]) -> None:
+        """Raise ``CheckpointError`` where the state is that of a model of another structure."""
+        _require_same(taken["state"], self._model.state_dict())
+
+    def refill(self, taken: Mapping[str, Any]) -> None:
+        """Tensors and attributes of that state, and nothing of how the model is trained.
+
+        Raises:
+            CheckpointError: it is of another structure.
+        """
+        model = self._model
+        self.require_same(taken)
+        model.load_state_dict(taken["state"])
         buffers = dict(model.named_buffers())
         with torch.no_grad():
             for name, value in taken["buffers"].items():
                 buffers[name].copy_(value)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in taken["frozen"])
-            parameter.grad = torch.zeros_like(parameter) if name in taken["graded"] else None
         modules = dict(model.named_modules())
         for path, attributes in taken["attributes"].items():
             for name, value in attributes.items():
@@ -158,20 +170,30 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[s
     }
 
 
+def require_same_groups(optimizer: torch.optim.Optimizer, taken: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` where the state is that of an optimizer of other groups."""
+    if len(taken["groups"]) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"it holds {len(taken['groups'])} parameter groups, and the optimizer has "
+            f"{len(optimizer.param_groups)}: make it as it was made for the run"
+        )
+
+
 def put_back_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, taken: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    taken: Mapping[str, Any],
+    *,
+    settings: bool = True,
 ) -> None:
-    """Give the optimizer of a model, which has the same structure, that state.
+    """Give the optimizer of a model, which has the same structure, that state; unless
+    ``settings``, its groups keep theirs.
 
     Raises:
         CheckpointError: its groups, or the parameters in them, are others.
     """
+    require_same_groups(optimizer, taken)
     groups = taken["groups"]
-    if len(groups) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"it holds {len(groups)} parameter groups, and the optimizer has "
-            f"{len(optimizer.param_groups)}: make it as it was made for the run"
-        )
     parameters = dict(model.named_parameters())
     ours = set(parameters.values())
     for group, kept in zip(optimizer.param_groups, groups, strict=True):
@@ -181,7 +203,8 @@ def put_back_optimizer(
             strange[member] if isinstance(member, int) else parameters[member]
             for member in kept["members"]
         ]
-        _put_settings(group, kept["settings"])
+        if settings:
+            _put_settings(group, kept["settings"])
     optimizer.state.clear()
     for number, place, entries in taken["state"]:
         optimizer.state[optimizer.param_groups[number]["params"][place]] = entries

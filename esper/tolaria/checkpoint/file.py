@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from esper.log.objects import CHECKPOINTS as DIRECTORY
-from esper.log.objects import checkpoint_name
+from esper.log.objects import CHECKPOINTS, checkpoint_name
 from esper.tolaria.checkpoint.values import ValueRefusedError, unpack
 from esper_events.files import sync_directory
 
-FORMAT = 2
+FORMAT = 3
+DIRECTORY = CHECKPOINTS
 SUFFIX = ".safetensors"
 _DRAFTS = "drafts"
 """Where a file is written before it is whole; whoever was killed while writing left it there."""
@@ -94,10 +94,13 @@ def read(path: Path, digest: str) -> Any:
         raise CheckpointError(f"it holds no checkpoint ({error})") from error
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what a killed process began to write."""
+def prune(directory: Path, keep: int, besides: Collection[int] = ()) -> None:
+    """Remove all but the ``keep`` newest checkpoints and those of some steps ``besides``, and what
+    a killed process began to write."""
+    wanted = {path_of(directory, step) for step in besides}
     for path in sorted(directory.glob(f"*{SUFFIX}"))[:-keep]:
-        path.unlink(missing_ok=True)
+        if path not in wanted:
+            path.unlink(missing_ok=True)
     _discard_drafts(directory)
 
 

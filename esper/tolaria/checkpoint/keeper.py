@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from esper.kasmina.digest import weights_digest
+from esper.kasmina.host_optimizer import all_finite
 from esper.log.copies import ObjectCopies
 from esper.log.errors import LogError
 from esper.log.objects import KEPT_CHECKPOINTS as KEPT
@@ -26,12 +27,13 @@ from esper.log.objects import named_checkpoints
 from esper.tolaria.breaker import Log
 from esper.tolaria.checkpoint import file
 from esper.tolaria.checkpoint.file import CheckpointError
+from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.checkpoint.training import Lifecycle, Training
 from esper.tolaria.checkpoint.values import Packer, ValueRefusedError
 from esper.tolaria.heldout import HeldOut
-from esper_events.events import CheckpointWritten, Record
+from esper_events.events import CheckpointWritten, Record, RollbackDecided
 
-_STATE = "host/state/"
+_STATE, _MOMENTS = "host/state/", "optimizer/state/"
 _ANSWER_SECONDS = 30.0
 _CLOSE_SECONDS = 60.0
 _logger = logging.getLogger("esper.tolaria")
@@ -79,7 +81,11 @@ class Checkpoints:
         log: Log,
         training: Training,
         copies: ObjectCopies | None = None,
+        *,
+        sync: bool = False,
     ) -> None:
+        """With ``sync`` one that is due waits for the one before to be written, so that nothing
+        but the run decides of which steps there are any."""
         self.next_step = every
         """A checkpoint is due from this step on, as soon as nothing is on trial."""
         self._newest = 0
@@ -88,28 +94,54 @@ class Checkpoints:
         self._log = log
         self._copies = copies
         self._training = training
+        self._sync = sync
         self._thread: threading.Thread | None = None
+        self._expected: frozenset[int] = frozenset()
+        self._remembered: dict[int, Kept] = {}
+
+    @property
+    def host(self) -> HostState:
+        """The part that can be put back while the run goes on."""
+        return self._training.host
+
+    def expect(self, records: Iterable[Record]) -> None:
+        """Keep in memory what ``records``, which training has yet to catch up with, go back to:
+        its file may be gone."""
+        told = (record.event for record in records)
+        self._expected = frozenset(e.to_step for e in told if isinstance(e, RollbackDecided))
+
+    def at(self, step: int, digest: str) -> Kept:
+        """The checkpoint of ``step``, from memory or from its file, which has this SHA-256.
+
+        Raises:
+            CheckpointError: it is gone.
+        """
+        kept = self._remembered.get(step)
+        return kept or Kept(step, file.read(file.path_of(self._directory, step), digest))
 
     def offer(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
         """Take one of ``step`` where it is due, unless the one before is still being written.
 
         All is copied now; the file, and the event that names it, follow in the background.
         """
-        writing = self._thread is not None and self._thread.is_alive()
-        if step >= self.next_step and not writing:
+        if step in self._expected and step not in self._remembered:
+            self._remembered[step] = Kept(step, {"seeds": seeds.snapshot(), **self.host.copied()})
+        if step < self.next_step or not seeds.quiet:
+            return
+        if self._sync:
+            self.close()
+        if self._thread is None or not self._thread.is_alive():
             self._take(step, seeds, parts)
 
     def offer_last(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
         """Take one of ``step``, due or not, and wait until it is written: training stops here."""
         self.close()
-        if step > self._newest and self.next_step < sys.maxsize:
+        if step > self._newest and self.next_step < sys.maxsize and seeds.quiet:
             self._take(step, seeds, parts)
             self.close()
 
     def _take(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
-        """Begin to write one, unless something is on trial."""
-        if not seeds.quiet:
-            return
+        """Begin to write one."""
         self._schedule_after(step)
         state = {"parts": _as_value(parts), **self._training.take(seeds)}
         packer = Packer()
@@ -126,20 +158,35 @@ class Checkpoints:
         self._thread.start()
 
     def newest(self, records: Iterable[Record]) -> Kept | None:
-        """The newest checkpoint that counts; None where there is none.
+        """The newest checkpoint that counts; None where there is none."""
+        return next((kept for _, kept in self._whole(named_checkpoints(records))), None)
 
-        One that the log tells of, and that should be there, is warned of where it is not.
-        """
-        told = [r.event for r in records if isinstance(r.event, CheckpointWritten)]
-        ordered = sorted(enumerate(told), key=lambda entry: (entry[1].step, entry[0]))
-        for age, (_, event) in enumerate(reversed(ordered)):
+    def regular(self, records: Iterable[Record]) -> Iterator[tuple[CheckpointWritten, Kept]]:
+        """The checkpoints that count and that a run has which was never left, the newest first,
+        each read when it is asked for."""
+        return self._whole(self._regular(records))
+
+    def _regular(self, records: Iterable[Record]) -> list[CheckpointWritten]:
+        """Each the first from a multiple of the configured steps on."""
+        found: list[CheckpointWritten] = []
+        due = self._every
+        for event in named_checkpoints(records):
+            if event.step >= due:
+                found.append(event)
+                due = self._due_after(event.step)
+        return found
+
+    def _whole(
+        self, ordered: Sequence[CheckpointWritten]
+    ) -> Iterator[tuple[CheckpointWritten, Kept]]:
+        """One that should be there is warned of where it is not."""
+        for age, event in enumerate(reversed(ordered)):
             path = file.path_of(self._directory, event.step)
             try:
-                return Kept(event.step, self._read(path, event.file, age))
+                yield event, Kept(event.step, self._read(path, event.file, age))
             except CheckpointError as error:
                 if age < KEPT or path.exists():
                     _logger.warning("the checkpoint %s is passed over: %s", path, error)
-        return None
 
     def _read(self, path: Path, digest: str, age: int) -> Any:
         """What the file holds; as the server has it, where the file is gone or damaged."""
@@ -167,11 +214,16 @@ class Checkpoints:
         except CheckpointError as error:
             told = f"the checkpoint of step {kept.step} does not fit: {error}"
             raise CheckpointError(told) from error
+        if kept.step in self._expected:
+            self._remembered[kept.step] = kept
         self._schedule_after(kept.step)
 
     def _schedule_after(self, step: int) -> None:
         self._newest = step
-        self.next_step = (step // self._every + 1) * self._every
+        self.next_step = self._due_after(step)
+
+    def _due_after(self, step: int) -> int:
+        return (step // self._every + 1) * self._every
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -179,6 +231,9 @@ class Checkpoints:
             self._thread.join(_CLOSE_SECONDS)
 
     def _write(self, step: int, packed: Any, tensors: dict[str, Tensor]) -> None:
+        if not _sound(tensors):
+            _logger.warning("no checkpoint of step %d is kept: its host holds no numbers", step)
+            return
         weights = weights_digest(
             (name.removeprefix(_STATE), tensor)
             for name, tensor in tensors.items()
@@ -190,13 +245,13 @@ class Checkpoints:
                 self._copies.send(digest, file.path_of(self._directory, step))
             event = CheckpointWritten(time=time.time(), step=step, file=digest, weights=weights)
             if self._log.append(event).wait(_ANSWER_SECONDS):
-                file.prune(self._directory, KEPT)
+                regular = self._regular(self._log.records())[-KEPT:]
+                file.prune(self._directory, KEPT, {event.step for event in regular})
                 self._renew_copies(digest, file.path_of(self._directory, step))
         except (OSError, SafetensorError, LogError) as error:
             _logger.warning(
                 "the checkpoint of step %d could not be written, training goes on: %s", step, error
             )
-
 
     def _renew_copies(self, digest: str, path: Path) -> None:
         """Have this one on the server, and none that is too old to be gone on from."""
@@ -205,6 +260,13 @@ class Checkpoints:
                 self._copies.send(digest, path)
             old = named_checkpoints(self._log.records())[:-KEPT]
             self._copies.remove([event.file for event in old])
+
+
+def _sound(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether nobody would be sorry to go back to them; a buffer may hold infinities."""
+    state = (t for name, t in tensors.items() if name.startswith(_STATE))
+    moments = (t for name, t in tensors.items() if name.startswith(_MOMENTS))
+    return all_finite(moments) and not any(bool(t.isnan().any()) for t in state)
 
 
 def _as_value(parts: HeldOut) -> dict[str, Any] | None:

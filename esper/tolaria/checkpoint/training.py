@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
 from esper.kasmina.host_update import Stateful
 from esper.kasmina.random_state import RandomState
 from esper.tamiyo.interface import Restorable
-from esper.tolaria.checkpoint.contents import (
-    Host,
-    put_back_optimizer,
-    take_optimizer,
-)
 from esper.tolaria.checkpoint.file import CheckpointError
+from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.checkpoint.values import Packer
 
 
@@ -30,29 +23,24 @@ class Lifecycle(Protocol):
 
 
 class Training:
-    """Host, optimizer, seeds, controller, generators, and objects of the user's by name."""
+    """Host, optimizer, seeds, controller, generators, and objects of the user's by name: those
+    that the ``host`` state has, and ``others``."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        controller: Restorable,
-        objects: Mapping[str, Stateful],
+        self, host: HostState, controller: Restorable, others: Mapping[str, Stateful]
     ) -> None:
         """Raises ``ValueRefusedError`` for an object whose state no checkpoint can hold."""
-        for name, held in objects.items():
-            Packer().pack(held.state_dict(), name)
-        self._model = model
-        self._optimizer = optimizer
+        self.host = host
         self._controller = controller
-        self._objects = objects
-        self._host = Host(model)
+        self._others = others
+        self._objects = {**host.objects, **others}
+        for name, held in self._objects.items():
+            Packer().pack(held.state_dict(), name)
 
     def take(self, seeds: Lifecycle) -> dict[str, Any]:
         """All of it, not copied yet."""
         return {
-            "host": self._host.take(),
-            "optimizer": take_optimizer(self._optimizer, self._model),
+            **self.host.take(),
             "seeds": seeds.snapshot(),
             "controller": self._controller.state(),
             "objects": {name: held.state_dict() for name, held in self._objects.items()},
@@ -70,10 +58,9 @@ class Training:
                 ", ".join(sorted(o)) or "none" for o in (taken["objects"], self._objects)
             )
             raise CheckpointError(f"it holds the states of {kept}, and given are {given}")
-        self._host.put_back(taken["host"])
-        for name, held in self._objects.items():
+        for name, held in self._others.items():
             held.load_state_dict(taken["objects"][name])
         # Behind the schedulers, which may write into the groups as they load.
-        put_back_optimizer(self._optimizer, self._model, taken["optimizer"])
+        self.host.put_back(taken, whole=True)
         self._controller.restore(taken["controller"])
         RandomState.of(taken["random"]).restore()

@@ -47,7 +47,7 @@ def test_the_file_is_safetensors_and_json_and_has_the_users_permissions(tmp_path
     with safe_open(path, framework="pt") as opened:
         assert list(opened.keys()) == ["/weights/w"]
         described = json.loads(opened.metadata()["esper.checkpoint"])
-    assert described["format"] == 2
+    assert described["format"] == 3
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
@@ -84,8 +84,8 @@ def test_a_file_that_is_not_the_one_written_is_refused(
         ({}, "it holds no checkpoint"),
         ({"esper.checkpoint": "{"}, "it holds no checkpoint"),
         ({"esper.checkpoint": "[]"}, "it holds no checkpoint"),
-        ({"esper.checkpoint": '{"format":9,"state":1}'}, "it has format 9, wanted 2"),
-        ({"esper.checkpoint": '{"format":2,"state":{"tensor":"x"}}'}, "it holds no checkpoint"),
+        ({"esper.checkpoint": '{"format":9,"state":1}'}, "it has format 9, wanted 3"),
+        ({"esper.checkpoint": '{"format":3,"state":{"tensor":"x"}}'}, "it holds no checkpoint"),
     ],
 )
 def test_a_file_of_something_else_is_refused(
