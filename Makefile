@@ -11,7 +11,7 @@ TESTS_BUILD := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 
 .DEFAULT_GOAL := help
 .PHONY: help build data demo tables test check format bench objectives null-test isolation-campaign kill-campaign \
-	rerun-campaign replay-campaign fuzz protocol-campaign model-check sanitize clean
+	rerun-campaign replay-campaign flip-campaign fuzz protocol-campaign model-check sanitize clean
 
 help:  ## List the tasks
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -80,6 +80,9 @@ rerun-campaign: $(VENV)/.built  ## Ten runs of the examples, trained again from 
 
 replay-campaign: $(VENV)/.built  ## Live digests against replayed ones at every place of the log
 	$(BIN)/python -m benchmarks.replay_campaign
+
+flip-campaign: $(VENV)/.built  ## Every bit of a server's store flipped: found, and repaired from the journal?
+	$(BIN)/python -m benchmarks.flip_campaign
 
 fuzz: $(VENV)/.built  ## A million spoilt inputs for the decoders of events, logs, keys and proofs
 	$(BIN)/python -m benchmarks.fuzz

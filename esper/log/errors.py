@@ -48,6 +48,10 @@ class MissingStreamError(StoreError):
     """The server has no stream for the log."""
 
 
+class DamagedStoreError(StoreError):
+    """The server has lost segments of a log, or gives out something else in their place."""
+
+
 class BrokenLogError(StoreError):
     """A shared log on a server that is not what its writers signed."""
 

@@ -14,6 +14,7 @@ from esper.log.connection import Connection
 from esper.log.endpoint import Endpoint
 from esper.log.errors import (
     ConflictError,
+    DamagedStoreError,
     MissingStreamError,
     RefusedError,
     StoreError,
@@ -81,7 +82,7 @@ class JetStreamStore:
                 "restore these settings or give the run another log id"
             )
         if info.state.last_seq and info.state.messages != info.state.last_seq:
-            raise StoreError(
+            raise DamagedStoreError(
                 f"{self._where}: the server lost {info.state.last_seq - info.state.messages} of "
                 f"{info.state.last_seq} segments; rebuild the stream from the journal"
             )
@@ -172,7 +173,7 @@ class JetStreamStore:
 
     def _checked(self, message: RawStreamMsg, position: int) -> bytes:
         if message.seq != position + 1 or message.subject != self._subject or not message.data:
-            raise StoreError(
+            raise DamagedStoreError(
                 f"{self._where}: asked for sequence {position + 1}, got sequence {message.seq} "
                 f"on {message.subject!r}"
             )
@@ -202,7 +203,7 @@ class JetStreamStore:
     def _get_or_gap(self, position: int) -> bytes:
         segment = self._get(position)
         if segment is None:
-            raise StoreError(
+            raise DamagedStoreError(
                 f"{self._where}: segment {position} is missing; rebuild the stream from the journal"
             )
         return segment

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.log.errors import ConflictError, JournalError
+from esper.log.errors import ConflictError, DamagedStoreError, JournalError
 from esper.log.journal import writer_lock
-from esper.log.sources import source_for
-from esper.log.store import RemoteStore
+from esper.log.sources import EmbeddedSource, UserSource, source_for
+from esper.log.store import SharedStore
+from esper.log.stream import stream_name
 from esper.log.workspace import Workspace
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError, cause
 from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.reader import LogReader
 from esper_events.segment import segment_hash
 
 
@@ -21,13 +23,16 @@ from esper_events.segment import segment_hash
 class Repair:
     """What was done: ``sent`` of ``segments`` went to ``server``, which now holds them all.
 
-    ``damage`` tells why the journal was good only up to there; "" when it was whole.
+    ``damage`` tells why the journal was good only up to there; "" when it was whole. ``replaced``
+    tells what was wrong with the server's copy where it had to be made anew, and where the damaged
+    one lies now; "" where it had not.
     """
 
     server: str
     segments: int
     sent: int
     damage: str = ""
+    replaced: str = ""
 
     def __str__(self) -> str:
         done = (
@@ -36,6 +41,8 @@ class Repair:
             else f"{self.sent} segments sent"
         )
         text = f"{done}; {self.server} holds all {self.segments}, equal to the journal's"
+        if self.replaced:
+            text = f"the server's copy was damaged: {self.replaced}; {text}"
         return f"{text}; the journal is damaged behind them: {self.damage}" if self.damage else text
 
 
@@ -63,15 +70,47 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
 def _repair(path: Path, workspace: Workspace, nats: str | None) -> Repair:
     log, hashes, damage = _survey(path)
     source = source_for(log, workspace, nats)
+    replaced = ""
     try:
-        store = source.connect()
         try:
-            sent = _complete(store, path, hashes)
-        finally:
-            store.close()
+            sent = _send(source, path, hashes)
+        except DamagedStoreError as error:
+            _require_whole(path.parent.parent, error)
+            replaced = f"{error}; {_replace(source, log, error)}"
+            sent = _send(source, path, hashes)
     finally:
         source.close()
-    return Repair(source.name, len(hashes), sent, damage)
+    return Repair(source.name, len(hashes), sent, damage, replaced)
+
+
+def _send(source: EmbeddedSource | UserSource, path: Path, hashes: list[bytes]) -> int:
+    store = source.connect()
+    try:
+        return _complete(store, path, hashes)
+    finally:
+        store.close()
+
+
+def _replace(source: EmbeddedSource | UserSource, log: str, error: DamagedStoreError) -> str:
+    """Have the server begin the stream anew; what became of the old one."""
+    if isinstance(source, UserSource):
+        raise DamagedStoreError(
+            f"{error}; it is not for a run to delete: delete the stream {stream_name(log)} as the "
+            "server's administrator, then repair again"
+        ) from error
+    found = source.set_aside()
+    return "its files were gone" if found is None else f"its files lie in {found} now"
+
+
+def _require_whole(run_dir: Path, damage: DamagedStoreError) -> None:
+    """A journal takes the place of a damaged copy only when it holds all that it ever held."""
+    try:
+        for _ in LogReader(run_dir).records():
+            pass
+    except ChainError as error:
+        raise DamagedStoreError(
+            f"both copies are damaged: {damage}; the journal: {error}"
+        ) from error
 
 
 def _survey(path: Path) -> tuple[str, list[bytes], str]:
@@ -94,7 +133,7 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
             yield offset + LENGTH.size, segment
 
 
-def _complete(store: RemoteStore, path: Path, hashes: list[bytes]) -> int:
+def _complete(store: SharedStore, path: Path, hashes: list[bytes]) -> int:
     held = store.count
     if held > len(hashes):
         raise ConflictError(
@@ -103,11 +142,17 @@ def _complete(store: RemoteStore, path: Path, hashes: list[bytes]) -> int:
         )
     for position, segment in enumerate(store.read()):
         if segment_hash(segment) != hashes[position]:
+            # A server checks what it reads from its disk: what it gives out was written so.
             raise ConflictError(
                 f"segment {position} on the server is not the journal's: another writer has used "
-                "this log id, or the server's store is damaged; nothing was sent"
+                "this log id; nothing was sent"
             )
-    for position, (_, segment) in enumerate(_frames(path)):
-        if held <= position < len(hashes):
-            store.append(position, segment)
+    try:
+        for position, (_, segment) in enumerate(_frames(path)):
+            if held <= position < len(hashes):
+                store.append(position, segment)
+    except ConflictError as error:
+        if store.refresh() != held:
+            raise
+        raise DamagedStoreError(f"it takes no segment {held} behind {held - 1}") from error
     return len(hashes) - held

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+from esper.log.damaged import set_aside
 from esper.log.durability import prove_embedded
 from esper.log.endpoint import Endpoint
 from esper.log.errors import StoreUnavailableError
 from esper.log.jetstream import JetStreamStore
 from esper.log.server import EmbeddedServer, find_binary
+from esper.log.stream import stream_name
 from esper.log.workspace import Workspace
 
 _RETRY_SECONDS = 0.05
@@ -37,6 +40,13 @@ class EmbeddedSource:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_RETRY_SECONDS)
+
+    def set_aside(self) -> Path | None:
+        """Move the log's stream, which is damaged, out of the server's way, so that the next
+        connection begins it anew; its new place, None where it has no files. Raises ``LogError``
+        while others use the server."""
+        self._server.close()
+        return set_aside(self._server.directory, stream_name(self._log))
 
     def close(self) -> None:
         """Give up the share in the server."""
