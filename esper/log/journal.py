@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esper.log.errors import ConflictError, JournalError
 from esper.log.locks import FileLock
-from esper_events.files import sync_directory, whole_file
+from esper_events.files import sync_directory, sync_way, whole_file
 from esper_events.framing import LENGTH, frame, longest_valid_prefix, read_frames
 
 SEGMENTS = "segments"
@@ -49,8 +49,7 @@ class JournalStore:
                 )
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             self._ends = self._recover()
-            sync_directory(directory)
-            sync_directory(directory.parent)
+            sync_way(directory)
         except OSError as error:
             self.close()
             raise JournalError(f"cannot open the journal {self.path}: {error}") from error

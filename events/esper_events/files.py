@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +49,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_way(directory: Path) -> None:
+    """Make the names in ``directory`` durable, and its own and those of all directories above it,
+    whoever made them; one that this process may not read is somebody else's to have synced."""
+    directory = directory.absolute()
+    sync_directory(directory)
+    for above in directory.parents:
+        with suppress(PermissionError):
+            sync_directory(above)
 
 
 def read_private(path: Path, limit: int) -> bytes:
