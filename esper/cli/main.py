@@ -7,18 +7,23 @@ import sys
 import click
 
 from esper.cli.audit import audit
+from esper.cli.cancel import cancel
+from esper.cli.daemon import daemon
 from esper.cli.diff import diff
 from esper.cli.explain import explain
 from esper.cli.export_log import export_log
 from esper.cli.failures import run
 from esper.cli.import_log import import_log
 from esper.cli.keys import keys
+from esper.cli.logs import logs
 from esper.cli.prove import prove
 from esper.cli.repair import repair
 from esper.cli.replay import replay
 from esper.cli.rerun import rerun
 from esper.cli.runs import runs
 from esper.cli.show import show
+from esper.cli.status import status
+from esper.cli.submit import submit
 from esper.cli.train import train
 from esper.cli.verify import verify
 
@@ -39,6 +44,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train, rerun),
+    "Let a daemon train": (daemon, submit, status, logs, cancel),
     "Read a run's log": (show, explain, replay, diff, audit),
     "Prove it": (verify, prove, keys),
     "Keep it": (runs, repair, export_log, import_log),

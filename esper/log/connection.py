@@ -101,6 +101,15 @@ class Connection:
         ask, timeout = self._client.request, self.timeout
         return self.call(lambda: ask(subject, payload, timeout=timeout, old_style=True))
 
+    def say(self, subject: str, payload: bytes) -> None:
+        """Publish ``payload``; the server has read it when this returns."""
+
+        async def publish() -> None:
+            await self._client.publish(subject, payload)
+            await self._client.flush(self.timeout)
+
+        self.call(publish)
+
     def call(self, work: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
         """Run ``work`` on the loop, for ``timeout`` seconds at most where that is another time than
         the connection's; raises ``RefusedError`` for an answer that is a refusal."""

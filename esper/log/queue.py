@@ -35,6 +35,7 @@ CONSUMER = "daemons"
 PROGRESS = "ESPER_PROGRESS"
 DEFAULT_LEASE = 60.0
 
+_SHORTEST_TIMEOUT = 1.0
 _NOT_FOUND = 404
 _IS_THERE = frozenset({10071, 10164})
 """JetStream's refusals of a message that does not follow the one it names."""
@@ -76,6 +77,8 @@ class JobQueue:
         try:
             self._open()
             self.lease = self._consumer(lease)
+            # Several calls have to fit into one lease.
+            self._connection.timeout = min(timeout, max(_SHORTEST_TIMEOUT, self.lease / 3))
             self._progress = self._open_progress()
         except BaseException:
             self.close()
@@ -129,6 +132,12 @@ class JobQueue:
         info = self._connection.call(lambda: js.stream_info(STREAM, subjects_filter=">"))
         return frozenset(name.removeprefix(f"{PREFIX}.") for name in info.state.subjects or {})
 
+    def idle(self) -> bool:
+        """Whether a daemon waits for work at this moment."""
+        js = self._connection.js
+        info = self._connection.call(lambda: js.consumer_info(STREAM, CONSUMER))
+        return bool(info.num_waiting)
+
     def publish(self, job: str) -> None:
         """Let ``job`` be handed out, unless it has a message already: by its subject, which is
         empty before, and not by a message id, which is forgotten after a while."""
@@ -158,20 +167,21 @@ class JobQueue:
         return _delivery(message)
 
     def beat(self, delivery: Delivery) -> None:
-        """A sign of life: the lease of this delivery begins anew when this returns."""
-        self._answer(delivery, b"+WPI")
+        """A sign of life: the lease of this delivery has begun anew when this returns."""
+        self._connection.ask(delivery.reply, b"+WPI")
 
     def finish(self, delivery: Delivery) -> None:
-        """The job needs nobody any more: take its message out of the queue."""
-        self._answer(delivery, b"+ACK")
+        """The job needs nobody any more: take its message out of the queue.
+
+        A message that the queue has lost is not answered for; one that stays is handed out again,
+        and found out to be finished. So no answer is waited for.
+        """
+        self._connection.say(delivery.reply, b"+ACK")
 
     def put_back(self, delivery: Delivery, delay: float = 0.0) -> None:
         """Let the job be handed out again, to anybody, after ``delay`` seconds."""
-        self._answer(delivery, b"-NAK " + json.dumps({"delay": int(delay * 1e9)}).encode())
-
-    def _answer(self, delivery: Delivery, what: bytes) -> None:
-        """Answer and wait for the answer to that: an answer that is lost renews no lease."""
-        self._connection.ask(delivery.reply, what)
+        told = json.dumps({"delay": int(delay * 1e9)})
+        self._connection.say(delivery.reply, f"-NAK {told}".encode())
 
     def tell(self, job: str, progress: bytes) -> None:
         """Keep what is known of the progress of ``job``, in the server's memory alone."""

@@ -36,17 +36,22 @@ def test_help_fits_a_screen_and_has_an_example(
 def test_the_verbs_are_those_that_the_guide_names() -> None:
     assert VERBS == [
         "audit",
+        "cancel",
+        "daemon",
         "diff",
         "explain",
         "export-log",
         "import-log",
         "keys",
+        "logs",
         "prove",
         "repair",
         "replay",
         "rerun",
         "runs",
         "show",
+        "status",
+        "submit",
         "train",
         "verify",
     ]

@@ -1,0 +1,75 @@
+"""A job goes on, whoever dies; it ends with the bits that a re-run of its log has."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+from esper.log.keyring import ROOT
+from esper.tolaria import trainer
+from esper.tolaria.logged import read_run
+from esper.tolaria.observer import Silent
+from esper_events.events import RunTakenOver
+from esper_events.reader import LogReader
+from support.command import SMALL
+from support.daemons import Site, kill, site
+from support.log_runs import UserServer
+
+LONG = SMALL.replace("steps = 420", "steps = 3000").replace(
+    "[data]", "checkpoint_every = 20\n[data]"
+)
+
+
+def under_one_root(one: Site, other: Site) -> None:
+    """Let one root key vouch for the keys of both workspaces."""
+    one.workspace.keys.create(ROOT)
+    mine, theirs = one.workspace.keys.file(ROOT).parent, other.workspace.keys.file(ROOT).parent
+    theirs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in mine.glob(f"{ROOT}.*"):
+        shutil.copy(path, theirs)
+    for each in (one, other):
+        each.workspace.keys.certify()
+
+
+def identical(run: Path) -> bool:
+    """Whether a re-run of the log has the same bits."""
+    report = trainer.rerun(read_run(run), to=None, directory=run, observer=Silent())
+    return report.identical
+
+
+def test_a_job_outlives_its_process_its_daemon_and_its_machine(
+    tmp_path: Path, server: UserServer
+) -> None:
+    with site(tmp_path / "one", server) as one, site(tmp_path / "two", server) as two:
+        under_one_root(one, two)
+        one.submit("job", LONG)
+        one.start()
+        one.wait_for_step("job", 100)
+        first = one.trainers()
+        kill(first[0])
+        one.wait_until(lambda: one.trainers() not in ([], first))
+        assert [grant.epoch for grant in one.grants("job")] == [0], "the daemon has it still"
+        reached = one.step("job")
+        one.wait_for_step("job", reached + 100)
+
+        second = one.trainers()
+        one.signal(signal.SIGKILL)
+        two.start()
+        two.wait("job", lambda job: job.epoch == 1)
+        assert not set(one.trainers()) & set(second), "they do not outlive their daemon"
+        two.wait_for_step("job", 0)
+        two.signal(signal.SIGTERM)
+        assert two.ended() == 0
+        released = two.wait("job", lambda job: job.state == "waiting")
+        assert released.reason == "the daemon stops"
+
+        one.start()
+        job = one.wait("job", lambda job: job.state == "ended")
+        assert (job.outcome, job.epoch, job.expired) == ("completed", 2, 1)
+        run = one.run_dir("job")
+        records = list(LogReader(run).records())
+        taken = [r.event for r in records if isinstance(r.event, RunTakenOver)]
+        assert [event.epoch for event in taken] == [1, 2]
+        assert identical(run)
+        assert one.link.queue.jobs() == set()
