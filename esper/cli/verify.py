@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     help="A copy of DIR/checkpoint that you kept: was the log cut or rewritten since?",
 )
 @click.option(
+    "--revoked",
+    "revoked_files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What `esper keys revoke` wrote of a key; may be repeated.",
+)
+@click.option(
     "--registry",
     "with_registry",
     is_flag=True,
@@ -50,6 +58,7 @@ def verify(
     key_file: Path | None,
     fingerprint: str | None,
     checkpoint_file: Path | None,
+    revoked_files: tuple[Path, ...],
     with_registry: bool,
     nats: str | None,
     workspace: Path | None,
@@ -57,9 +66,8 @@ def verify(
 ) -> int:
     """Check every byte of a run (a run directory or an exported file), or a proof.
 
-    With --registry alone: check the registry of a server, and the server's copy of every run that
-    it names. Exit code 0: it is whole. 1: it is not, or there is none, and a line says what and
-    where. 2: bad usage.
+    With --registry alone: check a server's registry and its copy of every run there. Exit code 0:
+    it is whole. 1: it is not, or there is none, and a line says what and where. 2: bad usage.
     """
     from esper_events.command import check, show
     from esper_events.proof import begins_like_proof
@@ -69,17 +77,19 @@ def verify(
             raise click.UsageError("name a run or a proof, or ask for --registry")
         if nats is not None or workspace is not None:
             raise click.UsageError("--nats and --workspace say where the --registry is")
-        report = check(path, key_file, fingerprint, checkpoint_file)
+        report = check(path, key_file, fingerprint, checkpoint_file, revoked_files)
     elif path is None:
-        if key_file or fingerprint or checkpoint_file:
-            raise click.UsageError("--key, --fingerprint and --checkpoint are for a run: name it")
+        if key_file or fingerprint or checkpoint_file or revoked_files:
+            raise click.UsageError(
+                "--key, --fingerprint, --checkpoint and --revoked are for a run: name it"
+            )
         return verify_registry(nats, workspace, as_json)
     elif path.is_file() and begins_like_proof(path):
         raise click.UsageError("a proof is of one event, and is not held to the --registry")
     else:
         with registry_of(*recorded_place(path, nats, workspace)) as (registry, _):
             registered = _registered(registry, path)
-            report = check(path, key_file, fingerprint, checkpoint_file, registered)
+            report = check(path, key_file, fingerprint, checkpoint_file, revoked_files, registered)
             report = _with_standing(report, registry, registered)
     with contextlib.suppress(BrokenPipeError):  # the exit code tells the verdict all the same
         show(path, report, as_json)

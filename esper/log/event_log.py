@@ -14,6 +14,7 @@ from typing import Literal
 
 from esper.log.circuit import Circuit
 from esper.log.copies import ObjectCopies, ObjectSource
+from esper.log.credentials import Credentials
 from esper.log.errors import FencedError, JournalError, LogClosedError, LogError
 from esper.log.objects import DIRECTORY, ObjectWriter, digest_of, named_objects
 from esper.log.replica import NO_REPLICA, OnLevel, Replica, ReplicaState
@@ -21,10 +22,9 @@ from esper.log.settling import Acknowledgement, Settling, Written
 from esper.log.store import Store, StoreSource
 from esper.log.ticket import Ticket, settle
 from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
-from esper_events.certificate import Certificate
 from esper_events.codec import encode_event
 from esper_events.errors import CodecError
-from esper_events.events import Event, Record, ReplicaChanged, RunEnded
+from esper_events.events import Event, Record, ReplicaChanged, RunEnded, RunStarted
 from esper_events.keys import SigningKey
 
 _EXIT_SECONDS = 3.0
@@ -72,7 +72,7 @@ class EventLog:
         ack: Acknowledgement = "journal",
         *,
         run_dir: Path | None = None,
-        certificate: Certificate | None = None,
+        credentials: Credentials | None = None,
         epoch: int | None = None,
         begin: Event | None = None,
         objects: ObjectSource | None = None,
@@ -81,17 +81,19 @@ class EventLog:
         if ack == "jetstream" and replica is None:
             raise LogError('ack="jetstream" needs a server: give a replica, or ack="journal"')
         self.log_id = log_id
-        self.public_key = key.public
-        """Of the key that signs; the run's first event names it."""
         self.failure: BaseException | None = None
         """Why nothing is acknowledged any more; None while the log works."""
         self._journal = journal
         self._writer = SegmentWriter(journal, key, log_id, run_dir, epoch)
         self._records: list[Record] = []
         replayed = self._writer.replayed
-        self.certificate = self._writer.certificate if replayed else certificate
-        """A root key's for the key that signs, where there is one; the run's first event holds
-        it. A log that is continued keeps to what it began with."""
+        began = replayed[0].event if replayed else None
+        self.credentials = (
+            Credentials.told_by(began)
+            if isinstance(began, RunStarted)
+            else credentials or Credentials.of(key.public)
+        )
+        """Of the key that the log begins with, for the run's first event to tell."""
         self._next_index = len(replayed)
         self._settled = threading.Condition(threading.Lock())
         self._latest = Ticket(0, self._next_index, self._settled)

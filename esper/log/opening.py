@@ -88,7 +88,6 @@ class RunPlace:
     ) -> EventLog:
         beginning = Beginning() if prepare is None else prepare(journal, source)
         key = self.workspace.key()
-        certificate = self.workspace.certificate(key.public)
         founder = logged_start(self.run_dir).trainer_key if journal.count else key.public.raw
         PublicKey(founder).save(self.run_dir / TRAINER_KEY)
         self.workspace.note_run(self.log_id, self.run_dir)
@@ -102,7 +101,7 @@ class RunPlace:
             source,
             self.ack,
             run_dir=self.run_dir,
-            certificate=certificate,
+            credentials=self.workspace.credentials(),
             epoch=beginning.epoch,
             begin=beginning.event,
             objects=source,

@@ -57,7 +57,7 @@ def open_registry(workspace: Workspace, nats: str | None = None) -> SharedLog:
 def signer_of(workspace: Workspace) -> Signer:
     """Who writes for ``workspace``; raises ``LogError`` when its key cannot be used."""
     key = workspace.key()
-    return Signer(key, workspace.certificate(key.public))
+    return Signer(key, workspace.credentials().certificate or None)
 
 
 def seen_in(workspace: Workspace, server: str) -> SeenSegments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
 from esper.log.errors import (
@@ -25,15 +25,12 @@ from esper.log.quarantine import drop_suffix
 from esper.log.repair import repair_replica
 from esper.log.settling import Acknowledgement
 from esper.log.stream import check_log_id
+from esper.log.succession import succeed
 from esper.log.workspace import Workspace
-from esper.log.writer import SegmentWriter
-from esper_events.certificate import Role, certify
-from esper_events.codec import encode_event
 from esper_events.errors import ChainError
-from esper_events.events import KeyCertified, RunEnded
+from esper_events.events import RunEnded
 from esper_events.framing import JOURNAL
-from esper_events.keys import PublicKey, SigningKey
-from esper_events.reader import LogReader, read_checkpoint
+from esper_events.reader import read_checkpoint
 
 __all__ = ["TRAINER_KEY", "logged_start", "open_run_log", "repair_replica", "resume_run_log"]
 
@@ -78,15 +75,16 @@ def resume_run_log(
 
     Raises ``RunEndedError`` when the run has ended, ``JournalError`` when there is nothing to
     continue, when the journal is damaged, holds less than its checkpoint commits to or was written
-    under another key than the workspace's, ``ConflictError`` while another process writes it. With
-    ``ack="jetstream"``: ``FencedError`` when another has the run, and what is no part of it has
-    been set aside in its quarantine; ``StoreUnavailableError`` when the server lacks what the
-    journal holds.
+    under a key that cannot be exchanged for the workspace's, ``ConflictError`` while another
+    process writes it. With ``ack="jetstream"``: ``FencedError`` when another has the run, and what
+    is no part of it has been set aside in its quarantine; ``StoreUnavailableError`` when the server
+    lacks what the journal holds.
     """
     if not holds_a_run(run_dir):
         raise JournalError(f"{run_dir} holds no run that could be resumed")
     log_id = first_segment(run_dir).log
-    log = RunPlace(run_dir, log_id, workspace, nats, ack, accept_unproved).open()
+    place = RunPlace(run_dir, log_id, workspace, nats, ack, accept_unproved)
+    log = place.open(partial(succeed, workspace))
     try:
         _await_acknowledgement(log)
         _check_resumable(run_dir, log)
@@ -138,24 +136,3 @@ def _check_resumable(run_dir: Path, log: EventLog) -> None:
             f"the checkpoint commits to {signed.checkpoint.size} events and the journal "
             f"holds {len(records)}: acknowledged events are missing, so the run cannot go on"
         )
-
-
-def certify_in_run(run_dir: Path, root: SigningKey, key: PublicKey, role: Role) -> None:
-    """Append to the run in ``run_dir``, which nobody may be writing, that ``root``, with which its
-    log began, certifies ``key`` for it.
-
-    Raises ``JournalError`` where there is no whole log of that root, and ``LogError`` where it
-    cannot be continued, by this key or at all.
-    """
-    log = first_segment(run_dir).log
-    certificate = certify(root, key, role, log)
-    event = KeyCertified(time=time.time(), certificate=certificate)
-    journal = JournalStore(run_dir / JOURNAL.parent)
-    try:
-        for _ in LogReader(run_dir, root.public).records():
-            pass  # The checkpoint too: what it commits to has to be there.
-        SegmentWriter(journal, root, log).write([encode_event(event)])
-    except ChainError as error:
-        raise JournalError(str(error)) from error
-    finally:
-        journal.close()

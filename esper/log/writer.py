@@ -10,7 +10,6 @@ from pathlib import Path
 from esper.log.errors import JournalError, LogError
 from esper.log.store import Store
 from esper.log.ticket import Ticket
-from esper_events.certificate import Certificate
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.codec import decode_event
@@ -47,10 +46,16 @@ def framed_size(events: Sequence[bytes]) -> int:
     return sum(map(len, events)) + _LENGTH_BYTES * len(events)
 
 
-def _may_go_on(chain: ChainVerifier, key: PublicKey) -> bool:
-    """Whether ``key`` may write next, if only that the trainer's key is rotated to it."""
+def _refusal(chain: ChainVerifier, key: PublicKey, *, rises: bool) -> str | None:
+    """Why ``key`` cannot write next, if only that the trainer's key is rotated to it; who takes the
+    run over in a higher epoch is held to what that event says."""
     authority = chain.authority
-    return authority.may_write(key) or authority.tenures[-1].next_key == key.digest
+    bound = authority.distrusted()
+    if bound is not None and key != authority.root:
+        return f"from event {bound.since} on it is not to be trusted, signed by {bound}"
+    if rises or not chain.segments or authority.may_write(key):
+        return None
+    return None if authority.tenures[-1].next_key == key.digest else authority.no_more(key)
 
 
 class SegmentWriter:
@@ -92,10 +97,9 @@ class SegmentWriter:
                 f"the log is in lease epoch {chain.epoch} already: another writer has the run, and "
                 f"that of epoch {epoch} can write no more"
             )
-        if chain.segments and self._epoch == chain.epoch and not _may_go_on(chain, key.public):
-            raise JournalError(
-                f"the log cannot be continued: {key.public.fingerprint} may not write in it"
-            )
+        reason = _refusal(chain, key.public, rises=self._epoch > chain.epoch)
+        if reason is not None:
+            raise JournalError(f"the log cannot be continued: {reason}")
         self._head = chain.head
         self._tree = chain.tree
         self._admission = chain.admission
@@ -107,11 +111,6 @@ class SegmentWriter:
     def events(self) -> int:
         """Number of events in the journal."""
         return self._tree.size
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """A root key's for the trainer's key that is in force, where there is one."""
-        return self._admission.authority.certificate
 
     @property
     def head(self) -> bytes:

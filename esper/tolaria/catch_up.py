@@ -14,13 +14,13 @@ from collections import deque
 import msgspec
 
 from esper.log.copies import ObjectCopies
+from esper.log.credentials import Credentials
 from esper.log.errors import FencedError
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.ticket import Ticket as LogTicket
 from esper.tolaria.breaker import Ticket
 from esper.tolaria.decisions import UNANSWERED
 from esper.tolaria.logged import RerunError
-from esper_events.certificate import Certificate
 from esper_events.codec import encode_event
 from esper_events.events import (
     OF_WRITERS,
@@ -38,7 +38,6 @@ from esper_events.events import (
     TransitionDecided,
     TransitionLapsed,
 )
-from esper_events.keys import PublicKey
 
 _UNFOLLOWED = (ReplicaChanged, CheckpointWritten, *OF_WRITERS)
 _FIRST = (RunStarted, LatticeDeclared, BlueprintRegistered, ReplicaChanged, *OF_WRITERS)
@@ -104,14 +103,9 @@ class CatchUpLog:
         return self._log.log_id
 
     @property
-    def public_key(self) -> PublicKey:
-        """Of the key that signs."""
-        return self._log.public_key
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """A root key's for that key, as the log's first event has it."""
-        return self._log.certificate
+    def credentials(self) -> Credentials:
+        """Of the key that the log began with, as its first event has them."""
+        return self._log.credentials
 
     @property
     def failure(self) -> BaseException | None:

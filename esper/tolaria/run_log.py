@@ -71,16 +71,18 @@ def run_started(
     facts: Mapping[str, str],
 ) -> RunStarted:
     """The first event; the settings stand for the config where there is none."""
+    told = log.credentials
     return RunStarted(
         time=time.time(),
         run=log.log_id,
-        trainer_key=log.public_key.raw,
+        trainer_key=told.trainer_key,
         host_weights=host_weights,
         config=msgspec.json.encode(settings).decode() if config is None else config,
         seed=seed,
         version=__version__,
         platform={**describe_platform(), **facts},
-        certificate=msgspec.UNSET if log.certificate is None else log.certificate,
+        certificate=told.certificate,
+        next_key=told.next_key,
     )
 
 

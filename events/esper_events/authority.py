@@ -78,6 +78,11 @@ class Authority:
         known = self._keys.get(key_id) or self._former.get(key_id)
         return None if known is None else known[0]
 
+    @property
+    def known(self) -> list[PublicKey]:
+        """The keys that have or had a role in the log."""
+        return [key for key, _ in (*self._keys.values(), *self._former.values())]
+
     def tenure_at(self, size: int) -> Tenure | None:
         """The trainer's key in force after the first ``size`` events."""
         return next((t for t in reversed(self.tenures) if t.since < size), None)
@@ -88,10 +93,10 @@ class Authority:
         return min(of_key, key=lambda bound: bound.since, default=None)
 
     def heed(self, told: Sequence[Revocation], log: str) -> None:
-        """Hold the log to revocations that it does not hold itself, each checked before; those of
-        another root say nothing of it."""
-        for key, _ in (*self._keys.values(), *self._former.values()):
-            since = since_when((*self._revocations, *told), self.root, key, log)
+        """Hold the log to revocations that it does not hold itself, each checked before. Of which
+        root they are is for who tells of them: a thief's log may have none."""
+        for key in self.known:
+            since = since_when((*self._revocations, *told), key, log)
             if since is not None:
                 self.bounds.append(Bound(key, since))
 
@@ -136,7 +141,7 @@ class Authority:
     def _change(self, event: Event, place: Place, index: int) -> str | None:
         signer = place.signer
         if signer.id in self._barred:
-            return self._no_more(signer)
+            return self.no_more(signer)
         match event:
             case RunStarted():
                 return self._begin(event, place)
@@ -145,14 +150,15 @@ class Authority:
             case RunTakenOver():
                 return self._take_over(event, place, index)
         if signer.id not in self._keys:
-            return self._no_more(signer)
+            return self.no_more(signer)
         if isinstance(event, KeyCertified):
             self._certify(event.certificate, place.log)
         elif isinstance(event, KeyRevoked):
             self._revoke(event.revocation, place.log, index)
         return None
 
-    def _no_more(self, key: PublicKey) -> str:
+    def no_more(self, key: PublicKey) -> str:
+        """Why ``key`` may not write."""
         if key.id in self._former:
             return f"{key.fingerprint} may write no more: {self._former[key.id][1]}"
         return f"{key.fingerprint} has no role in this log"
@@ -246,7 +252,7 @@ class Authority:
         if key.id in self._keys:
             raise CertificateError(f"{key.fingerprint} has a role in this log already")
         if key.id in self._former:
-            raise CertificateError(self._no_more(key))
+            raise CertificateError(self.no_more(key))
         self._keys[key.id] = key, certificate.role
 
     def _revoke(self, revocation: Revocation, log: str, index: int) -> None:

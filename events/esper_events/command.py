@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from esper_events.errors import EsperEventsError, TrustError, cause
 from esper_events.keys import PublicKey
 from esper_events.proof import begins_like_proof
 from esper_events.registry_rules import RegisteredRun
+from esper_events.revocation import load_revocation
 from esper_events.terminal import printable, silence
 from esper_events.verify import Report, verify_path
 from esper_events.verify_proof import ProofReport, verify_proof
@@ -36,6 +38,13 @@ from esper_events.verify_proof import ProofReport, verify_proof
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A copy of the run's checkpoint, as you kept it: is the log still the one it is of?",
 )
+@click.option(
+    "--revoked",
+    "revoked_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What `esper keys revoke` wrote of a key; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(__version__, prog_name="esper-verify")
 def main(
@@ -43,6 +52,7 @@ def main(
     key_file: Path | None,
     fingerprint: str | None,
     checkpoint_file: Path | None,
+    revoked_files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Check every byte of a run (a run directory or an exported file) or of a proof.
@@ -51,7 +61,7 @@ def main(
     code 0: it is whole, and says what is not excluded. 1: it is not; the line says what and where.
     2: bad usage.
     """
-    report = check(path, key_file, fingerprint, checkpoint_file)
+    report = check(path, key_file, fingerprint, checkpoint_file, revoked_files)
     try:
         show(path, report, as_json)
     except BrokenPipeError:
@@ -80,14 +90,16 @@ def check(
     key_file: Path | None,
     fingerprint: str | None,
     checkpoint_file: Path | None,
+    revoked_files: Sequence[Path],
     registered: RegisteredRun | None = None,
 ) -> Report | ProofReport:
     """Verify ``path``, a run or a proof, with what the user trusts; a run also against what the
     registry says of it, where that is known.
 
     Raises:
-        click.UsageError: a file of the user's holds no key or no checkpoint, the fingerprint is
-            none or comes on top of a key, or there is nothing that a proof could be held to.
+        click.UsageError: a file of the user's holds no key, no checkpoint or no revocation, the
+            fingerprint is none or comes on top of a key, or there is nothing that a proof could be
+            held to.
     """
     trusted = _anchor(key_file, fingerprint)
     try:
@@ -95,11 +107,15 @@ def check(
     except EsperEventsError as error:
         raise click.BadParameter(str(error), param_hint="--checkpoint") from error
     try:
+        revoked = [load_revocation(file) for file in revoked_files]
+    except EsperEventsError as error:
+        raise click.BadParameter(str(error), param_hint="--revoked") from error
+    try:
         if _is_proof(path):
-            return verify_proof(path, trusted, kept)
+            return verify_proof(path, trusted, kept, revoked)
     except TrustError as error:
         raise click.UsageError(f"{path}: {error}") from error
-    return verify_path(path, trusted, kept, registered)
+    return verify_path(path, trusted, kept, registered, revoked)
 
 
 def _anchor(key_file: Path | None, fingerprint: str | None) -> Anchor | None:

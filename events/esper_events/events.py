@@ -91,8 +91,8 @@ class KeyRotated(_Event, frozen=True, tag="key.rotated"):
     """
 
     trainer_key: bytes
-    next_key: str
     certificate: Certificate | msgspec.UnsetType = msgspec.UNSET
+    next_key: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class KeyRevoked(_Event, frozen=True, tag="key.revoked"):

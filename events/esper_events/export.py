@@ -73,7 +73,7 @@ def _copy(journal: BinaryIO, signed: SignedCheckpoint, target: BinaryIO) -> Expo
     agrees = (checkpoint.log, checkpoint.size) == (verifier.log, verifier.events)
     if not agrees or checkpoint.root != verifier.tree.root():
         raise ChainError(f"{JOURNAL} and {CHECKPOINT} do not agree")
-    if verifier.key is None or not signed.is_signed_by(verifier.key):
+    if verifier.authority.refuses(signed, "its checkpoint") is not None:
         raise ChainError(f"{CHECKPOINT} is not signed by the run's key")
     note = signed.note()
     target.write(END + LENGTH.pack(len(note)) + note)

@@ -11,7 +11,7 @@ from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError
 from esper_events.events import Record
 from esper_events.framing import LENGTH, read_frames
-from esper_events.reader import borne_out, open_journal, read_checkpoint
+from esper_events.reader import borne_out, open_journal, read_checkpoint, require_trusted
 
 
 class LogFollower:
@@ -67,6 +67,7 @@ class LogFollower:
                 records = self.verifier.accept(segment, at + LENGTH.size)
                 self._read = at + LENGTH.size + len(segment)
                 yield from records
+        require_trusted(self.verifier)
         # One that counts less than what had been read was due before, and is none to go by.
         if signed is not None and signed.checkpoint.size >= begun:
             self.signed = borne_out(signed, self.verifier)

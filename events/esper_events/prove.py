@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
-from esper_events.certificate import Certificate
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.codec import encode_event
 from esper_events.errors import ProofError
-from esper_events.keys import PublicKey
 from esper_events.merkle import consistency_path, inclusion_path, leaf_hash
 from esper_events.proof import ConsistencyProof, InclusionProof
 from esper_events.reader import LogReader
+from esper_events.tenure import Tenure
 
 
 def prove_event(path: Path, index: int) -> InclusionProof:
@@ -52,23 +50,20 @@ def prove_growth(path: Path, kept: SignedCheckpoint) -> ConsistencyProof:
     return ConsistencyProof(signer.key, old, nodes, signed, signer.certificate)
 
 
-class _Signer(NamedTuple):
-    key: PublicKey
-    certificate: Certificate | None
-
-
 def _read(
     path: Path, kept: SignedCheckpoint | None, index: int | None
-) -> tuple[_Signer, SignedCheckpoint, list[bytes], bytes]:
-    """Who signed, the checkpoint, the hashes of all leaves that it counts, and event ``index``."""
+) -> tuple[Tenure, SignedCheckpoint, list[bytes], bytes]:
+    """Whose key signed the checkpoint, that, the hashes of the leaves it counts, and an event."""
     reader, hashes, event = LogReader(path, kept=kept), [], b""
     for record in reader.records():
         data = encode_event(record.event)  # the bytes that were read: an event has one encoding
         hashes.append(leaf_hash(data))
         if record.index == index:
             event = data
-    key, signed = reader.verifier.key, reader.signed
-    if key is None or signed is None:
+    signed = reader.signed
+    if signed is None:
         raise ProofError("no signed checkpoint: the run's writer signs one when the run closes")
-    signer = _Signer(key, reader.verifier.authority.certificate)
+    signer = reader.verifier.authority.tenure_at(signed.checkpoint.size)
+    if signer is None:
+        raise ProofError("the signed checkpoint is from before the log had a key")
     return signer, signed, hashes[: signed.checkpoint.size], event

@@ -88,13 +88,10 @@ def load_revocation(path: Path) -> Revocation:
     return revocation
 
 
-def since_when(
-    told: Iterable[Revocation], root: PublicKey | None, key: PublicKey, log: str
-) -> int | None:
-    """From which event of ``log``, a log of ``root``, ``key`` is not to be trusted by what is
-    ``told``, each of it checked; None if it says nothing of that. One of every log counts where
-    none is of this one."""
-    of_key = [r for r in told if root is not None and (r.root, r.key) == (root.raw, key.raw)]
+def since_when(told: Iterable[Revocation], key: PublicKey, log: str) -> int | None:
+    """From which event of ``log`` on ``key`` is not to be trusted by what is ``told``, each of it
+    checked; None if it says nothing of that. One of every log counts where none is of this one."""
+    of_key = [revocation for revocation in told if revocation.key == key.raw]
     here = [r.since for r in of_key if r.log == log]
     everywhere = [r.since for r in of_key if not r.log]
     return min(here or everywhere, default=None)

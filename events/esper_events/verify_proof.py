@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from esper_events.events import Event, Record
 from esper_events.keys import PublicKey
 from esper_events.merkle import consistent_roots, included_root, leaf_hash
 from esper_events.proof import ConsistencyProof, InclusionProof, Proof, load_proof
+from esper_events.revocation import Revocation, since_when
+from esper_events.tenure import Bound
 from esper_events.words import describe
 
 
@@ -55,15 +58,21 @@ class ProofReport:
 
 
 def verify_proof(
-    path: Path, trusted: Anchor | None = None, kept: SignedCheckpoint | None = None
+    path: Path,
+    trusted: Anchor | None = None,
+    kept: SignedCheckpoint | None = None,
+    revoked: Sequence[Revocation] = (),
 ) -> ProofReport:
     """Check the proof in the file at ``path``.
 
     Args:
         path: an inclusion or a consistency proof.
-        trusted: the key that is trusted to have signed the log, or its fingerprint.
+        trusted: the key that is trusted to have signed the log, or a root's, or the fingerprint of
+            either.
         kept: a checkpoint of the log from a source that the caller trusts: the one that a
             consistency proof goes on from; an inclusion proof has to be one in its very tree.
+            Where nothing is ``trusted``, it has to be of the key that signed the proof's.
+        revoked: keys that the caller knows to have been taken back, each checked.
 
     Never raises for what it finds in ``path``: a proof that does not hold is a report not ok.
 
@@ -79,21 +88,24 @@ def verify_proof(
         return ProofReport(False, (f"cannot be read: {cause(error)}",))
     try:
         if isinstance(proof, ConsistencyProof):
-            return _consistency(proof, trusted, kept)
-        return _inclusion(proof, trusted, kept)
+            return _consistency(proof, trusted, kept, revoked)
+        return _inclusion(proof, trusted, kept, revoked)
     except (ProofError, CertificateError) as error:
         return ProofReport(False, (str(error),))
 
 
 def _inclusion(
-    proof: InclusionProof, trusted: Anchor | None, kept: SignedCheckpoint | None
+    proof: InclusionProof,
+    trusted: Anchor | None,
+    kept: SignedCheckpoint | None,
+    revoked: Sequence[Revocation],
 ) -> ProofReport:
     if trusted is None and kept is None:
         raise TrustError(
             "anybody can make a proof under a key of their own: name the fingerprint or the key "
             "that you trust, or a checkpoint that you kept (--fingerprint, --key, --checkpoint)"
         )
-    root = _check_signer(proof, trusted, kept)
+    root = _check_signer(proof, trusted, kept, revoked)
     event = _included(proof, kept)
     checkpoint, index = proof.signed.checkpoint, proof.index
     verdict = (
@@ -118,13 +130,16 @@ def _inclusion(
 
 
 def _consistency(
-    proof: ConsistencyProof, trusted: Anchor | None, kept: SignedCheckpoint | None
+    proof: ConsistencyProof,
+    trusted: Anchor | None,
+    kept: SignedCheckpoint | None,
+    revoked: Sequence[Revocation],
 ) -> ProofReport:
     if kept is None:
         raise TrustError(
             "a consistency proof goes on from a checkpoint that you kept: name it (--checkpoint)"
         )
-    root = _check_signer(proof, trusted, kept)
+    root = _check_signer(proof, trusted, kept, revoked)
     _check_consistent(proof, kept)
     checkpoint = proof.signed.checkpoint
     verdict = (
@@ -164,7 +179,10 @@ def _named(key: PublicKey, root: PublicKey | None) -> str:
 
 
 def _check_signer(
-    proof: Proof, trusted: Anchor | None, kept: SignedCheckpoint | None
+    proof: Proof,
+    trusted: Anchor | None,
+    kept: SignedCheckpoint | None,
+    revoked: Sequence[Revocation],
 ) -> PublicKey | None:
     """The root key that vouches for the proof's signer, None where none does."""
     key, signed = proof.key, proof.signed
@@ -173,6 +191,7 @@ def _check_signer(
     if proof.certificate is not None:
         root = check_certificate(proof.certificate, key, Role.TRAINER, log)
     vouched = (key,) if root is None else (key, root)
+    since = since_when(revoked, key, log)
     reason = None
     if trusted is not None and not any(trusted.vouches_for(one) for one in vouched):
         reason = f"made under the key {_named(key, root)}, wanted {trusted.fingerprint}"
@@ -185,8 +204,15 @@ def _check_signer(
         reason = f"the signature does not fit its checkpoint's text and the key {key.fingerprint}"
     elif kept is not None and kept.checkpoint.log != log:
         reason = f"of log {log}, the kept checkpoint is of {kept.checkpoint.log}"
-    elif kept is not None and not kept.is_signed_by(key):
-        reason = f"signed by {key.fingerprint}, the kept checkpoint is not"
+    elif trusted is None and kept is not None and not kept.is_signed_by(key):
+        # Of two keys nothing shows that they are one log's but somebody's word for the newer.
+        reason = (
+            f"signed by {key.fingerprint}, the kept checkpoint is not; where the log's key was "
+            "rotated since, name the one that you trust now, or the root's"
+        )
+    elif since is not None and signed.checkpoint.size > since:
+        reason = f"its checkpoint counts {signed.checkpoint.size} events and is signed by "
+        reason += str(Bound(key, since))
     if reason is not None:
         raise ProofError(reason)
     return root

@@ -58,11 +58,15 @@ def test_a_key_is_made_once_and_shown_in_both_forms(place: Path, capsys: Capture
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     key = Workspace().key().public
     assert PublicKey.load(file.with_suffix(".pub")) == key
-    assert (
-        made == f"{file.with_suffix('.pub')}:\n  {key.fingerprint}\n  {key.openssh_fingerprint}\n"
-    )
+    following = Workspace().keys.public("next")
+    lines = [
+        f"{file.with_suffix('.pub')}:", f"  {key.fingerprint}", f"  {key.openssh_fingerprint}",
+        f"{file.with_name('next.pub')}:", f"  {following.fingerprint}",
+        f"  {following.openssh_fingerprint}", "  comes next",
+    ]  # fmt: skip
+    assert made.splitlines() == lines
     assert run("keys", "show") == 0
-    assert capsys.readouterr().out == made
+    assert capsys.readouterr().out.splitlines() == [*lines[:3], "  signs the runs", *lines[3:]]
     told = subprocess.run(
         ["ssh-keygen", "-lf", file], capture_output=True, text=True, timeout=60, check=True
     )
@@ -89,7 +93,7 @@ def test_what_is_no_key_is_one_line_and_exit_code_2(place: Path, capsys: Capture
         assert reason in told.err
         assert told.err.count("\n") == 1
         assert not told.out
-    missing = Workspace(place / "empty").key_file("trainer")
+    missing = Workspace(place / "empty").keys.file("trainer")
     assert run("keys", "show", "--workspace", "empty") == 2
     assert f"there is no {missing} yet" in capsys.readouterr().err
 
@@ -100,7 +104,7 @@ def test_a_key_with_a_pass_phrase_signs_for_who_has_it(
 ) -> None:
     assert run("keys", "create", "--encrypt") == 2
     assert "set ESPER_PASSPHRASE_FILE or ESPER_PASSPHRASE" in capsys.readouterr().err
-    assert not Workspace().key_file("trainer").exists()
+    assert not Workspace().keys.file("trainer").exists()
     secret = place / "secret"
     secret.write_text("open sesame\n")
     monkeypatch.setenv(passphrase.FILE_VARIABLE, str(secret))
@@ -130,7 +134,7 @@ def test_a_typed_pass_phrase_is_typed_twice(
     typed = iter(["one", "two", "one", "one", "one"])
     monkeypatch.setattr(passphrase.os, "open", lambda *_: os.dup(0))
     monkeypatch.setattr(passphrase.getpass, "getpass", lambda _: next(typed))
-    path = Workspace().key_file("trainer")
+    path = Workspace().keys.file("trainer")
     with pytest.raises(keys.KeyFileError, match="the two pass phrases differ"):
         passphrase.new_passphrase(path)
     assert passphrase.new_passphrase(path) == b"one"
@@ -155,7 +159,7 @@ def test_a_root_vouches_for_the_runs_that_follow(
         return secrets[path.name]
 
     monkeypatch.setattr(passphrase, "new_passphrase", answer)
-    monkeypatch.setattr("esper.log.workspace.passphrase", answer)
+    monkeypatch.setattr("esper.log.keyring.passphrase", answer)
     assert begin(place / "before").root == ""
     assert run("keys", "create", "--role", "root", "--encrypt") == 0
     told = capsys.readouterr().out
@@ -181,7 +185,7 @@ def test_a_root_vouches_for_the_runs_that_follow(
 
 def test_a_key_that_took_another_s_place_is_not_vouched_for(place: Path, capsys: Captured) -> None:
     assert run("keys", "create", "--role", "root") == 0
-    file = Workspace().key_file("trainer")
+    file = Workspace().keys.file("trainer")
     file.unlink()
     with pytest.raises(LogError, match=r"of another key than .*; `esper keys certify` writes"):
         begin(place / "run")
@@ -194,7 +198,7 @@ def test_a_key_that_took_another_s_place_is_not_vouched_for(place: Path, capsys:
     assert begin(place / "without").root == ""
     assert run("keys", "certify") == 0
     assert begin(place / "with").root
-    Workspace().key_file("root").unlink()
+    Workspace().keys.file("root").unlink()
     assert run("keys", "certify") == 2
     assert "root.key: cannot be read" in capsys.readouterr().err
 
@@ -236,12 +240,12 @@ def begin(directory: Path) -> Report:
         key := Workspace().key(),
         directory.name,
         run_dir=directory,
-        certificate=Workspace().certificate(key.public),
+        credentials=Workspace().credentials(),
     )
-    genesis = started(key)
-    if log.certificate is not None:
-        genesis = msgspec.structs.replace(genesis, certificate=log.certificate)
-    log.append(genesis)
+    told = log.credentials
+    log.append(
+        msgspec.structs.replace(started(key), certificate=told.certificate, next_key=told.next_key)
+    )
     log.close()
     report = verify_path(directory)
     assert report.ok, report.message

@@ -209,7 +209,6 @@ def test_a_verifier_is_told_of_what_the_log_cannot_tell(tmp_path: Path) -> None:
         ([everywhere, revoke(ROOT, FIRST.public, LOG, 5)], None),
         ([revoke(ROOT, FIRST.public, "run-2", 0)], None),
         ([revoke(ROOT, SECOND.public)], None),
-        ([revoke(THIEF, FIRST.public)], None),
     ):
         report = verify_path(tmp_path, ROOT.public, revoked=told)
         assert report.ok is (since is None), report.message

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.log.errors import JournalError
 from esper.log.memory import MemoryStore
 from esper.log.writer import SegmentWriter
 from esper_events.anchor import Fingerprint
@@ -188,8 +189,8 @@ def test_the_writer_is_held_to_the_same(tmp_path: Path) -> None:
     writer = SegmentWriter(store, SECOND, LOG)
     writer.write([encode_event(rotated(SECOND, THIRD)), encode_event(PLATEAU)])
     assert SegmentWriter(store, SECOND, LOG).events == 4
-    for stranger in (FIRST, THIEF):
-        with pytest.raises(Exception, match="may not write in it"):
+    for stranger, reason in ((FIRST, "its key was rotated"), (THIEF, "has no role in this log")):
+        with pytest.raises(JournalError, match=reason):
             SegmentWriter(store, stranger, LOG)
 
 

@@ -222,7 +222,7 @@ def test_continuing_a_log_needs_its_key_and_its_name(key: SigningKey) -> None:
     log.close()
     with pytest.raises(LogError, match="holds log 'r', wanted 'other'"):
         EventLog(store, key, "other")
-    with pytest.raises(JournalError, match="may not write in it"):
+    with pytest.raises(JournalError, match="has no role in this log"):
         EventLog(store, SigningKey.generate(), "r")
 
 
