@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from msgspec import UNSET
@@ -11,7 +11,7 @@ from msgspec import UNSET
 from esper.log.errors import LogError
 from esper_events.certificate import Certificate
 from esper_events.errors import CodecError, SegmentError
-from esper_events.keys import SigningKey
+from esper_events.keys import PublicKey, SigningKey
 from esper_events.place import Place
 from esper_events.registry import (
     REGISTRY,
@@ -25,11 +25,17 @@ from esper_events.registry_chain import RegistryAdmission, RegistryVerifier
 from esper_events.segment import seal
 
 
+def _nobody(_root: PublicKey) -> None:
+    return None
+
+
 class Signer(NamedTuple):
-    """The key to write with, and a root key's certificate for it, where there is one."""
+    """The key to write with, and a root key's certificate for it, where there is one; in a registry
+    of another root, ``vouched_by`` that root."""
 
     key: SigningKey
     certificate: Certificate | None
+    vouched_by: Callable[[PublicKey], Certificate | None] = _nobody
 
 
 def seal_entries(chain: RegistryVerifier, signer: Signer, events: Sequence[RegistryEvent]) -> bytes:
@@ -53,13 +59,15 @@ def seal_entries(chain: RegistryVerifier, signer: Signer, events: Sequence[Regis
 
 
 def _introduction(admission: RegistryAdmission, signer: Signer) -> tuple[RegistryEvent, ...]:
-    now, (key, certificate) = time.time(), signer
+    now, key, certificate = time.time(), signer.key, signer.certificate
     if admission.root is None:
         vouched = UNSET if certificate is None else certificate
         return (RegistryBegun(time=now, writer=key.public.raw, certificate=vouched),)
     if admission.writer(key.public.id) is not None:
         return ()
     if certificate is None or certificate.root != admission.root.raw:
+        certificate = signer.vouched_by(admission.root)
+    if certificate is None:
         raise LogError(
             f"{key.public.fingerprint} may not write in the registry: "
             f"{admission.root.fingerprint}, which admits its writers, has not certified it"

@@ -140,6 +140,16 @@ class Keyring:
             certificate = certify(root, self.public(name), Role.TRAINER)
             self._write(_beside(self.file(name), ".cert"), encode_certificate(certificate))
 
+    def vouched_by(self, root: PublicKey, log: str) -> Certificate | None:
+        """A certificate of `TRAINER` for ``log`` by the key ``root``, where that is one before it.
+
+        Raises ``KeyFileError``.
+        """
+        for name in self.line()[:-1]:
+            if self.public(name) == root:
+                return certify(self.load(name), self.public(TRAINER), Role.TRAINER, log)
+        return None
+
     def certificate(self, name: str = TRAINER) -> Certificate | None:
         """What the root says of the key ``name``; None where it says nothing.
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from esper.log.entries import Signer
-from esper.log.errors import LogError, StoreUnavailableError
+from esper.log.errors import ConflictError, LogError, StoreUnavailableError
 from esper.log.seen import SeenSegments
 from esper.log.shared_log import SharedLog
 from esper.log.sources import source_for
@@ -57,7 +57,8 @@ def open_registry(workspace: Workspace, nats: str | None = None) -> SharedLog:
 def signer_of(workspace: Workspace) -> Signer:
     """Who writes for ``workspace``; raises ``LogError`` when its key cannot be used."""
     key = workspace.key()
-    return Signer(key, workspace.credentials().certificate or None)
+    certificate = workspace.credentials().certificate or None
+    return Signer(key, certificate, partial(workspace.vouched_by, log=REGISTRY))
 
 
 def seen_in(workspace: Workspace, server: str) -> SeenSegments:
@@ -168,7 +169,7 @@ class _News:
                 )
             )
         elif known.genesis != self.genesis:
-            raise LogError(
+            raise ConflictError(
                 f"another run is registered as {self.log}: its genesis is {known.genesis[:16]}, "
                 f"that of this one {self.genesis[:16]}"
             )

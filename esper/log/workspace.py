@@ -5,17 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from esper.log.credentials import Credentials
 from esper.log.errors import LogError
 from esper.log.keyring import TRAINER, KeyExistsError, Keyring
 from esper.log.server import EmbeddedServer
+from esper_events.certificate import Certificate
 from esper_events.errors import KeyFileError, RevocationError
-from esper_events.keys import SigningKey
+from esper_events.keys import PublicKey, SigningKey
 
 VARIABLE = "ESPER_WORKSPACE"
 DEFAULT = ".esper"
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """A block in which a key that cannot be used is a ``LogError``."""
+    try:
+        yield
+    except (KeyFileError, RevocationError) as error:
+        raise LogError(f"the workspace's signing key cannot be used: {error}") from error
 
 
 class Workspace:
@@ -33,13 +44,11 @@ class Workspace:
         Raises ``LogError`` for a key that others could have read, that no pass phrase opens, that
         is none, or that the root has taken back.
         """
-        try:
+        with _usable():
             with contextlib.suppress(KeyExistsError):
                 self.keys.create(TRAINER)
             self.keys.require_trusted(self.keys.public(TRAINER))
             return self.keys.load(TRAINER)
-        except (KeyFileError, RevocationError) as error:
-            raise LogError(f"the workspace's signing key cannot be used: {error}") from error
 
     @property
     def keys(self) -> Keyring:
@@ -48,10 +57,14 @@ class Workspace:
 
     def credentials(self) -> Credentials:
         """What a log says of `key` when that begins to write in it; raises ``LogError``."""
-        try:
+        with _usable():
             return self.keys.credentials()
-        except KeyFileError as error:
-            raise LogError(f"the workspace's signing key cannot be used: {error}") from error
+
+    def vouched_by(self, root: PublicKey, log: str) -> Certificate | None:
+        """A certificate of `key` for ``log`` by ``root``, where that is a key that was in its place
+        before: who has no root is one. Raises ``LogError``."""
+        with _usable():
+            return self.keys.vouched_by(root, log)
 
     def attach_server(self) -> EmbeddedServer:
         """A share in the workspace's nats-server; its ``endpoint()`` starts the server."""

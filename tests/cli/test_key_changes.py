@@ -16,6 +16,7 @@ from esper.log import keyring, passphrase
 from esper.log.errors import JournalError, LogError
 from esper.log.event_log import EventLog
 from esper.log.keyring import NEXT, ROOT, TRAINER
+from esper.log.registry import open_registry
 from esper.log.run import open_run_log, resume_run_log
 from esper.log.workspace import Workspace
 from esper_events import keys
@@ -117,6 +118,18 @@ def test_a_run_goes_on_under_each_key_that_came_since_it_was_left(
     assert shown.index("signs the runs") < shown.index("comes next")
     assert run("show", "--all", "r") == 0
     assert f"trainer's key rotated to {signed[-1]}" in capsys.readouterr().out
+
+
+def test_a_registry_without_a_root_is_written_on_under_the_next_key(
+    capsys: Captured,
+) -> None:
+    with open_registry(Workspace()) as registry:
+        (first,) = write("r")
+        assert run("keys", "rotate") == 0
+        assert write("r") == [first, fingerprint()]
+        assert write("other") == [fingerprint()]
+        registry.refresh()
+        assert set(registry.runs) == {"r", "other"}
 
 
 def test_rotated_keys_stay_under_their_pass_phrase(monkeypatch: pytest.MonkeyPatch) -> None:
