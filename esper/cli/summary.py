@@ -39,6 +39,9 @@ def print_summary(outcome: Grown, console: Console | None = None) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for name, state in outcome.breakers.items():
+        if state != "closed":
+            console.print(f"circuit breaker {name}: {state}", markup=False)
     for command in _next(outcome):
         console.print(f"next: {command}", markup=False, soft_wrap=True)
 

@@ -148,11 +148,12 @@ def _train(
 
     with watching(to_stderr=as_json) as view:
         from esper.kasmina.errors import KasminaError
-        from esper.log.errors import JournalError, LogError, RunEndedError
+        from esper.log.errors import JournalError, LogError, NoRoomError, RunEndedError
         from esper.tolaria import trainer
         from esper.tolaria.catch_up import CatchUpError
         from esper.tolaria.checkpoint.file import CheckpointError
         from esper.tolaria.config import ConfigError
+        from esper.tolaria.rollback import SpoiltError
 
         run = trainer.train if controls else trainer.grow
         try:
@@ -175,13 +176,26 @@ def _train(
             raise
         except (CatchUpError, CheckpointError) as error:
             raise RunFailedError(f"{directory} cannot be resumed: {error}") from error
+        except SpoiltError as error:
+            raise RunFailedError(f"the run in {directory} has failed: {error}") from error
         except RunEndedError as error:
             raise UserError(str(error)) from error
+        except NoRoomError as error:
+            _forget(directory)
+            raise RunFailedError(f"{error}; {_when_there_is_room(directory)}") from error
         except LogError as error:
             if resume and isinstance(error, JournalError):
                 raise NotWholeError(directory, error) from error
             _forget(directory)
             raise RunFailedError(f"the log of {directory} failed: {error}") from error
+
+
+def _when_there_is_room(directory: Path) -> str:
+    """What to do about a full disk."""
+    free = f"free space on the disk of {directory}"
+    if not directory.exists():
+        return f"{free} and start the run again"
+    return f"the run has stopped; {free}, then: esper train --resume {shlex.quote(str(directory))}"
 
 
 def _forget(directory: Path) -> None:

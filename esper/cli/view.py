@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich import box
@@ -73,6 +73,7 @@ class PlainView:
         self._console = console
         self._story = Story()
         self._told = 0
+        self._troubles = ""
 
     def part(self, name: Part, steps: int) -> None:
         """A line for the training that begins."""
@@ -98,6 +99,13 @@ class PlainView:
 
     def seeds(self, rows: Sequence[SeedRow]) -> None:
         """Nothing: the transitions say it."""
+
+    def breakers(self, states: Mapping[str, str]) -> None:
+        """A line when one is not closed, or all are again."""
+        troubles = _troubles(states)
+        if troubles != self._troubles:
+            self._troubles = troubles
+            self._line(troubles or "all circuit breakers are closed again")
 
     def _line(self, text: str) -> None:
         try:
@@ -125,6 +133,7 @@ class LiveView:
         )
         self._task = self._progress.add_task("loading torch", total=None)
         self._figures = ""
+        self._troubles = ""
         self._rows: tuple[SeedRow, ...] = ()
         self.live = Live(
             get_renderable=self._draw, console=console, refresh_per_second=5, transient=False
@@ -155,9 +164,15 @@ class LiveView:
         """The table of seeds, the latest at its end."""
         self._rows = tuple(rows)
 
+    def breakers(self, states: Mapping[str, str]) -> None:
+        """A line under the figures, as long as one is not closed."""
+        self._troubles = _troubles(states)
+
     def _draw(self) -> RenderableType:
         rows = self._rows
         parts: list[RenderableType] = [self._progress, Text(self._figures)]
+        if self._troubles:
+            parts.append(Text(self._troubles, style="yellow"))
         return Group(*parts, seed_table(rows)) if rows else Group(*parts)
 
 
@@ -184,6 +199,16 @@ def seed_table(rows: Sequence[SeedRow]) -> Table:
     if older > 0:
         table.caption = f"and {older} older"
     return table
+
+
+def _troubles(states: Mapping[str, str]) -> str:
+    """The circuit breakers that are not closed; empty where all are."""
+    waits = {"log": "growth waits, training goes on"}
+    return "; ".join(
+        f"circuit breaker {name} {state}" + (f": {waits[name]}" if name in waits else "")
+        for name, state in states.items()
+        if state != "closed"
+    )
 
 
 def _resumed(step: int) -> str:

@@ -5,6 +5,8 @@ Messages say what was found, what was wanted and what to do; they never hold cre
 
 from __future__ import annotations
 
+import errno
+
 from esper_events.events import RunEnded
 
 
@@ -30,6 +32,21 @@ class FencedError(ConflictError):
 
 class JournalError(LogError):
     """The local journal cannot be written or read."""
+
+
+class NoRoomError(JournalError):
+    """The disk is full, or a quota or a limit on the size of files is reached."""
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def unwritten(what: str, size: int | None, error: OSError) -> JournalError:
+    """Why ``what``, of ``size`` bytes where that is known, could not be written."""
+    if error.errno not in _NO_ROOM:
+        return JournalError(f"cannot write {what}: {error}")
+    wanted = "" if size is None else f"{size:,} bytes: "
+    return NoRoomError(f"there is no room for {what} ({wanted}{error.strerror})")
 
 
 class RunEndedError(LogError):

@@ -15,7 +15,7 @@ from typing import Literal
 from esper.log.circuit import Circuit
 from esper.log.copies import ObjectCopies, ObjectSource
 from esper.log.credentials import Credentials
-from esper.log.errors import FencedError, JournalError, LogClosedError, LogError
+from esper.log.errors import FencedError, JournalError, LogClosedError, LogError, unwritten
 from esper.log.objects import DIRECTORY, ObjectWriter, digest_of, named_objects
 from esper.log.replica import NO_REPLICA, OnLevel, Replica, ReplicaState
 from esper.log.settling import Acknowledgement, Settling, Written
@@ -285,7 +285,7 @@ class EventLog:
         try:
             written = self._objects.write()
         except OSError as error:
-            raise JournalError(f"cannot write {DIRECTORY} of the run: {error}") from error
+            raise unwritten(f"{DIRECTORY} of the run", None, error) from error
         if self.copies is not None:
             self.copies.add(written)
 

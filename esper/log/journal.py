@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count as numbers
 from pathlib import Path
 
-from esper.log.errors import ConflictError, JournalError
+from esper.log.errors import ConflictError, JournalError, unwritten
 from esper.log.locks import FileLock
 from esper_events.files import sync_directory, sync_way, whole_file
 from esper_events.framing import LENGTH, frame, longest_valid_prefix, read_frames
@@ -96,17 +96,17 @@ class JournalStore:
             _write_all(descriptor, framed, start)
             os.fsync(descriptor)
         except OSError as error:
-            self._failure = JournalError(f"cannot write the journal {self.path}: {error}")
-            self._discard_partial(start)
+            self._failure = unwritten(f"the journal {self.path}", len(framed), error)
+            self._discard_partial(start, self._failure)
             raise self._failure from error
         self._ends.append(start + len(framed))
 
-    def _discard_partial(self, size: int) -> None:
+    def _discard_partial(self, size: int, failure: JournalError) -> None:
         """Best effort: what stays is a torn tail, which the next opening sets aside."""
         try:
             os.ftruncate(self._writable(), size)
         except OSError as error:
-            self._failure = JournalError(f"{self._failure}; nor could it be cut back: {error}")
+            self._failure = type(failure)(f"{failure}; nor could it be cut back: {error}")
 
     def replace(self, segments: Iterable[bytes]) -> None:
         """Let ``segments`` take the place of all that is here, at once: a crash leaves the one or

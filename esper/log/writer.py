@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.log.errors import JournalError, LogError
+from esper.log.errors import JournalError, LogError, unwritten
 from esper.log.store import Store
 from esper.log.ticket import Ticket
 from esper_events.chain import ChainVerifier
@@ -165,7 +165,7 @@ class SegmentWriter:
         try:
             write_checkpoint(self._run_dir, note)
         except OSError as error:
-            raise JournalError(f"cannot write {self._run_dir}/checkpoint: {error}") from error
+            raise unwritten(f"{self._run_dir}/checkpoint", len(note), error) from error
         self._checkpointed = self._unsigned[1].size
         self._unsigned = None
         self._checkpoint_due = time.monotonic() + _CHECKPOINT_SECONDS

@@ -13,6 +13,7 @@ from collections import deque
 
 import msgspec
 
+from esper.log.circuit import Circuit
 from esper.log.copies import ObjectCopies
 from esper.log.credentials import Credentials
 from esper.log.errors import FencedError
@@ -116,6 +117,11 @@ class CatchUpLog:
     def fenced(self) -> FencedError | None:
         """Who has the run, where that is another writer by now."""
         return self._log.fenced
+
+    @property
+    def breakers(self) -> dict[str, Circuit]:
+        """The circuit breakers of this log, by what they are in front of."""
+        return self._log.breakers
 
     @property
     def copies(self) -> ObjectCopies | None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET
 
+from esper.log.circuit import Circuit
 from esper.tolaria.breaker import Breaker, Log, Ticket, overdue
 from esper.tolaria.settings import GrowthSettings
 from esper_events.events import (
@@ -123,6 +124,11 @@ class Decisions:
             self._open[number] = _Open(number, at_step, cooldown(seed), told(number))
         self._count, self.lapsed = kept["count"], kept["lapsed"]
         self._breaker.restore(kept["breaker"])
+
+    @property
+    def circuit(self) -> Circuit:
+        """The log's circuit breaker."""
+        return self._breaker.circuit
 
     def pending(self, seed: int) -> bool:
         """Whether a decision about ``seed`` is under way."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,8 @@ from esper.kasmina.host_update import AccumulatedUpdate, Stateful, Update
 from esper.kasmina.lattice import Lattice
 from esper.kasmina.random_state import RandomState
 from esper.kasmina.shadow import LossFunction
+from esper.log.circuit import State
+from esper.log.errors import NoRoomError
 from esper.log.event_log import EventLog, LogSummary
 from esper.projections.lattice import LatticeState, fold_all
 from esper.tamiyo.interface import Controller
@@ -46,16 +47,20 @@ from esper.tolaria.logged import LoggedRun, RerunError, read_run
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.rerun import Rerun, RerunReport, report
 from esper.tolaria.rollback import Rollbacks
-from esper.tolaria.run_log import LogPlace, declarations, require_same, run_started, warn_of_failure
+from esper.tolaria.run_log import (
+    LogPlace,
+    Outcome,
+    declarations,
+    require_same,
+    run_ended,
+    run_started,
+    warn_of_failing,
+    warn_of_failure,
+)
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.trials import Trial
-from esper_events.events import (
-    Figures,
-    Record,
-    RunEnded,
-)
+from esper_events.events import Figures, Record
 
-Outcome = Literal["completed", "interrupted", "failed"]
 T = TypeVar("T")
 
 
@@ -166,6 +171,7 @@ class Growth:
         self.resumed_at = 0
         self._step = 0
         self._wake = 1
+        self._warned = False
         self._engine: Engine | Rerun | None = None
         self._parts: HeldOut | None = None
         self._reserved: list[Any] = []
@@ -270,7 +276,27 @@ class Growth:
             self._engine.safe_point(self._step, batch, loss)
         if self._checkpoints and self.engine and self._parts:
             self._checkpoints.offer(self._step, self.engine, self._parts)
+        if self.log.failure is not None and not self._warned:
+            self._warned = True
+            warn_of_failing(self.log, self._step)
         self._wake = self._next_wake()
+
+    @property
+    def breakers(self) -> dict[str, State]:
+        """The circuit breakers, by what they are in front of: ``log``, while seeds can grow, and
+        what the log has, such as ``objects``."""
+        own = {} if self.engine is None else {"log": self.engine.decisions.circuit}
+        return {name: circuit.state for name, circuit in (own | self.log.breakers).items()}
+
+    @property
+    def no_room(self) -> NoRoomError | None:
+        """What cannot be written because the disk is full: the log, which then takes nothing more
+        for as long as the run lasts, or a checkpoint. Training goes on, without growth or without
+        newer checkpoints; :meth:`leave` stops it so that a later ``resume`` goes on."""
+        failure = self.log.failure
+        if isinstance(failure, NoRoomError):
+            return failure
+        return None if self._checkpoints is None else self._checkpoints.no_room
 
     def _next_wake(self) -> int:
         """The next step at which there may be something to do."""
@@ -331,7 +357,7 @@ class Growth:
             return self._summary
         if self._telemetry is not None:
             self._telemetry.close()
-        if self._checkpoints is not None and self.engine and self._parts:
+        if self._checkpoints and self.engine and self._parts and self.no_room is None:
             self._checkpoints.offer_last(self._step, self.engine, self._parts)
         return self._closed()
 
@@ -345,17 +371,8 @@ class Growth:
         return summary
 
     def _end(self, outcome: Outcome, reason: str, figures: Figures) -> LogSummary:
-        self.log.append(
-            RunEnded(
-                time=time.time(),
-                step=self._step,
-                outcome=outcome,
-                reason=reason,
-                final_weights=model_digest(self.model),
-                lattice=self.state(0).digest(),
-                figures=figures,
-            )
-        )
+        end = self._step, outcome, reason, self.model, self.state(0), figures
+        self.log.append(run_ended(*end))
         summary = self._closed()
         if outcome == "completed" and self.log.fenced is not None:
             raise self.log.fenced

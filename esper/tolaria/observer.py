@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -36,8 +36,8 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     grown, folded or not.
 
     ``resumed_at`` is the step after which a resumed run went on, ``behind`` counts the segments
-    that the server still lacks. ``log_failure`` tells why the log holds no more than it does; it
-    is empty for a whole one.
+    that the server still lacks, ``breakers`` are the circuit breakers as the run left them.
+    ``log_failure`` tells why the log holds no more than it does; it is empty for a whole one.
     """
 
     run: str
@@ -54,6 +54,7 @@ class Grown(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     fossils: int
     behind: int = 0
+    breakers: dict[str, str] = {}
     log_failure: str = ""
 
 
@@ -88,6 +89,10 @@ class Observer(Protocol):
     def seeds(self, rows: Sequence[SeedRow]) -> None:
         """The seeds as they stand now; sent when something about them has changed."""
 
+    def breakers(self, states: Mapping[str, str]) -> None:
+        """The state of each circuit breaker, by what it is in front of; sent when one has
+        changed, also while the log takes no event that says so."""
+
 
 class Silent:
     """An observer that shows nothing."""
@@ -105,4 +110,7 @@ class Silent:
         """Show nothing."""
 
     def seeds(self, rows: Sequence[SeedRow]) -> None:
+        """Show nothing."""
+
+    def breakers(self, states: Mapping[str, str]) -> None:
         """Show nothing."""

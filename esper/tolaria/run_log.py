@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from torch import nn
 
 from esper import __version__
 from esper.blueprints.ir import Blueprint
+from esper.kasmina.digest import model_digest
 from esper.kasmina.lattice import Lattice, describe_slots
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.memory import MemoryStore
@@ -22,9 +24,17 @@ from esper.tolaria.inputs import open_log
 from esper.tolaria.logged import LoggedRun
 from esper.tolaria.platform import describe_platform
 from esper.tolaria.settings import GrowthSettings
-from esper_events.events import BlueprintRegistered, Event, LatticeDeclared, RunStarted
+from esper_events.events import (
+    BlueprintRegistered,
+    Event,
+    Figures,
+    LatticeDeclared,
+    RunEnded,
+    RunStarted,
+)
 from esper_events.keys import SigningKey
 
+Outcome = Literal["completed", "interrupted", "failed"]
 _logger = logging.getLogger("esper.tolaria")
 
 
@@ -106,6 +116,36 @@ def require_same(live: LatticeState, folded: LatticeState) -> None:
             f"the running lattice ({live.digest()[:12]}) is not what its log tells "
             f"({folded.digest()[:12]}): {first_difference(live, folded)}; please report this"
         )
+
+
+def run_ended(
+    step: int,
+    outcome: Outcome,
+    reason: str,
+    model: nn.Module,
+    lattice: LatticeState,
+    figures: Figures,
+) -> RunEnded:
+    """The last event."""
+    return RunEnded(
+        time=time.time(),
+        step=step,
+        outcome=outcome,
+        reason=reason,
+        final_weights=model_digest(model),
+        lattice=lattice.digest(),
+        figures=figures,
+    )
+
+
+def warn_of_failing(log: EventLog | CatchUpLog, step: int) -> None:
+    """Say that the ``log`` has failed by ``step``: growth is over, as nothing can be decided."""
+    _logger.warning(
+        "step %d: the log of run %s has failed, training goes on without growth: %s",
+        step,
+        log.log_id,
+        log.failure,
+    )
 
 
 def warn_of_failure(log: EventLog | CatchUpLog, summary: LogSummary) -> None:

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.kasmina.digest import model_digest
 from esper.kasmina.isolation import seed_everything
 from esper.kasmina.lattice import install_fossil
-from esper.log.errors import FencedError
+from esper.log.circuit import State
+from esper.log.errors import FencedError, NoRoomError
 from esper.log.event_log import EventLog
 from esper.log.run import logged_start
 from esper.log.takeover import Lease, lease_run_log
@@ -111,7 +112,9 @@ def grow(
         ConfigError: the model of the config cannot be made, or its data is missing.
         RunEndedError: the run to be gone on with has ended.
         FencedError: another has the run, or has taken it over by now.
+        NoRoomError: the disk is full; with room again the run can be resumed.
         LogError: the log cannot be opened.
+        SpoiltError: the host is spoilt, and has no checkpoint left to go back to.
         CatchUpError: the run to be resumed does something else now, or had other data.
     """
     splits = load(config.data, config.directory)
@@ -199,6 +202,8 @@ def _grow(
             observer.resumed(growth.resumed_at)
         _fit(config, splits, model, optimizer, scheduler, seed, observer, watcher=watcher)
         summary = growth.close(figures=lambda: _figures(evaluate(model, splits.test)))
+        if isinstance(growth.log.failure, NoRoomError):  # Its end is not on record.
+            raise growth.log.failure
     watcher.tell()
     score = evaluate(model, splits.test)
     grown = Grown(
@@ -216,6 +221,7 @@ def _grow(
         parameters=_size(model),
         fossils=len(growth.fossils),
         behind=summary.behind,
+        breakers=dict(growth.breakers),
         log_failure="" if growth.log.failure is None else str(growth.log.failure),
     )
     return grown, growth.fossils
@@ -320,8 +326,8 @@ def _fit(
             observer.progress(step, steps, float(loss), held_out)
             if watcher is not None:
                 watcher.tell()
-        if watcher is not None and watcher.after_step is not None:
-            watcher.after_step(watcher.growth)
+        if watcher is not None:
+            watcher.end_step()
 
     order, size = derived_seed(seed, "batches"), config.run.batch_size
     batches = endless_batches(splits.train, size, order, start)
@@ -365,10 +371,21 @@ class _Watcher:
         after_step: Callable[[Growth], None] | None = None,
     ) -> None:
         self.growth = growth
-        self.after_step = after_step
+        self._after_step = after_step
         self._observer = observer
         self._told = 0
         self._rows: list[SeedRow] = []
+        self._breakers: dict[str, State] = {}
+
+    def end_step(self) -> None:
+        """Behind everything else of a step; raises ``NoRoomError``, with the run left to be
+        resumed, where the disk is full."""
+        full = self.growth.no_room
+        if full is not None:
+            self.growth.leave()
+            raise full
+        if self._after_step is not None:
+            self._after_step(self.growth)
 
     def tell(self) -> None:
         """Report what has come since the last call."""
@@ -376,6 +393,10 @@ class _Watcher:
         for record in records:
             self._observer.event(record)
         self._told += len(records)
+        breakers = self.growth.breakers
+        if breakers != self._breakers:
+            self._breakers = breakers
+            self._observer.breakers(breakers)
         rows = self.growth.seed_rows()
         if rows != self._rows:
             self._rows = rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -54,7 +55,7 @@ def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -
         draft.unlink(missing_ok=True)
         draft.touch()
         permissions = draft.stat().st_mode  # Those of the user's files; safetensors has its own.
-        save_file(tensors, draft, {_KEY: text})
+        _save(tensors, draft, {_KEY: text})
         draft.chmod(permissions)
         digest = _synced_digest(draft)
         draft.replace(path)
@@ -62,6 +63,18 @@ def write(directory: Path, step: int, packed: Any, tensors: dict[str, Tensor]) -
         _discard_drafts(directory)
     sync_directory(directory)
     return digest
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        # It tells what the system said in words alone.
+        told = re.search(r"os error (\d+)", str(error))
+        if told is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read(path: Path, digest: str) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 from esper.kasmina.digest import weights_digest
 from esper.kasmina.host_optimizer import all_finite
 from esper.log.copies import ObjectCopies
-from esper.log.errors import LogError
+from esper.log.errors import LogError, NoRoomError, unwritten
 from esper.log.objects import KEPT_CHECKPOINTS as KEPT
 from esper.log.objects import named_checkpoints
 from esper.tolaria.breaker import Log
@@ -88,6 +88,8 @@ class Checkpoints:
         but the run decides of which steps there are any."""
         self.next_step = every
         """A checkpoint is due from this step on, as soon as nothing is on trial."""
+        self.no_room: NoRoomError | None = None
+        """Why one could not be written, where that is for want of room."""
         self._newest = 0
         self._directory = run_dir / file.DIRECTORY
         self._every = every
@@ -249,9 +251,12 @@ class Checkpoints:
                 file.prune(self._directory, KEPT, {event.step for event in regular})
                 self._renew_copies(digest, file.path_of(self._directory, step))
         except (OSError, SafetensorError, LogError) as error:
-            _logger.warning(
-                "the checkpoint of step %d could not be written, training goes on: %s", step, error
-            )
+            reason: Exception = error
+            if isinstance(error, OSError):
+                size = sum(tensor.nbytes for tensor in tensors.values())
+                reason = unwritten(str(file.path_of(self._directory, step)), size, error)
+            self.no_room = reason if isinstance(reason, NoRoomError) else self.no_room
+            _logger.warning("the checkpoint of step %d is not kept: %s", step, reason)
 
     def _renew_copies(self, digest: str, path: Path) -> None:
         """Have this one on the server, and none that is too old to be gone on from."""
