@@ -113,12 +113,27 @@ class Registrar:
             _logger.warning("the run is not on record in the registry: %s", error)
 
     def _tell(self, held: int) -> None:
-        try:
-            news = _News.read(self._run_dir, self._journal, held)
-        except (EsperEventsError, OSError) as error:
-            raise LogError(f"{self._run_dir}: {error}") from error
+        first, newest = next(self._journal.read(0)), next(self._journal.read(held - 1))
         registry = self._registry = self._registry or self._open()
-        registry.update(lambda _: news.beyond(registry.runs.get(news.log)), _UPDATE_SECONDS)
+        _update(registry, _news(self._run_dir, first, newest))
+
+
+def register(
+    store: RemoteStore, server: str, run_dir: Path, ends: tuple[bytes, bytes], workspace: Workspace
+) -> None:
+    """Tell the registry beside ``store``, the copy on ``server``, of the run in ``run_dir``; the
+    copy has the segments from the first to the last of ``ends``.
+
+    Raises ``LogError``.
+    """
+    source, seen = _Beside(server), seen_in(workspace, server)
+    source.store = store
+    with SharedLog(source, partial(signer_of, workspace), seen) as registry:
+        _update(registry, _news(run_dir, *ends))
+
+
+def _update(registry: SharedLog, news: _News) -> None:
+    registry.update(lambda _: news.beyond(registry.runs.get(news.log)), _UPDATE_SECONDS)
 
 
 class _Beside:
@@ -146,19 +161,6 @@ class _News:
     genesis: str
     head: SignedCheckpoint | None
 
-    @classmethod
-    def read(cls, run_dir: Path, journal: Store, held: int) -> _News:
-        """Of the run in ``run_dir``, of which the server has the first ``held`` segments."""
-        data = next(journal.read(0))
-        first, newest = open_segment(data), open_segment(next(journal.read(held - 1)))
-        started = decode_event(first.events[0])
-        if not isinstance(started, RunStarted):
-            raise LogError(f"{run_dir}: the journal does not begin with the start of a run")
-        head = read_checkpoint(run_dir)
-        if head is not None and head.checkpoint.size > newest.first_index + len(newest.events):
-            head = None
-        return cls(first.log, started.trainer_key, segment_hash(data).hex(), head)
-
     def beyond(self, known: RegisteredRun | None) -> list[RegistryEvent]:
         """What the registry, which has ``known`` of the run, does not say yet."""
         now, news = time.time(), list[RegistryEvent]()
@@ -177,3 +179,19 @@ class _News:
         if self.head is not None and self.head.checkpoint.size > recorded:
             news.append(HeadRecorded(time=now, log=self.log, note=self.head.note()))
         return news
+
+
+def _news(run_dir: Path, first: bytes, newest: bytes) -> _News:
+    """Of the run in ``run_dir``, of which the server has the segments from ``first`` to
+    ``newest``."""
+    try:
+        genesis, last = open_segment(first), open_segment(newest)
+        started = decode_event(genesis.events[0])
+        head = read_checkpoint(run_dir)
+    except (EsperEventsError, OSError) as error:
+        raise LogError(f"{run_dir}: {error}") from error
+    if not isinstance(started, RunStarted):
+        raise LogError(f"{run_dir}: the journal does not begin with the start of a run")
+    if head is not None and head.checkpoint.size > last.first_index + len(last.events):
+        head = None
+    return _News(genesis.log, started.trainer_key, segment_hash(first).hex(), head)

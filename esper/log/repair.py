@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.log.errors import ConflictError, DamagedStoreError, JournalError
+from esper.log.errors import ConflictError, DamagedStoreError, JournalError, LogError
 from esper.log.journal import writer_lock
+from esper.log.registry import register
 from esper.log.sources import EmbeddedSource, UserSource, source_for
 from esper.log.store import SharedStore
 from esper.log.stream import stream_name
@@ -25,7 +26,8 @@ class Repair:
 
     ``damage`` tells why the journal was good only up to there; "" when it was whole. ``replaced``
     tells what was wrong with the server's copy where it had to be made anew, and where the damaged
-    one lies now; "" where it had not.
+    one lies now; "" where it had not. ``unregistered`` tells why the registry does not have the
+    run, or not as much of it; "" where it has.
     """
 
     server: str
@@ -33,6 +35,7 @@ class Repair:
     sent: int
     damage: str = ""
     replaced: str = ""
+    unregistered: str = ""
 
     def __str__(self) -> str:
         done = (
@@ -43,6 +46,8 @@ class Repair:
         text = f"{done}; {self.server} holds all {self.segments}, equal to the journal's"
         if self.replaced:
             text = f"the server's copy was damaged: {self.replaced}; {text}"
+        if self.unregistered:
+            text = f"{text}; it is not on record in the registry: {self.unregistered}"
         return f"{text}; the journal is damaged behind them: {self.damage}" if self.damage else text
 
 
@@ -73,22 +78,36 @@ def _repair(path: Path, workspace: Workspace, nats: str | None) -> Repair:
     replaced = ""
     try:
         try:
-            sent = _send(source, path, hashes)
+            sent, unregistered = _send(source, path, hashes, workspace)
         except DamagedStoreError as error:
             _require_whole(path.parent.parent, error)
             replaced = f"{error}; {_replace(source, log, error)}"
-            sent = _send(source, path, hashes)
+            sent, unregistered = _send(source, path, hashes, workspace)
     finally:
         source.close()
-    return Repair(source.name, len(hashes), sent, damage, replaced)
+    return Repair(source.name, len(hashes), sent, damage, replaced, unregistered)
 
 
-def _send(source: EmbeddedSource | UserSource, path: Path, hashes: list[bytes]) -> int:
+def _send(
+    source: EmbeddedSource | UserSource, path: Path, hashes: list[bytes], workspace: Workspace
+) -> tuple[int, str]:
+    """How many segments the server lacked, and why the registry could not be told."""
     store = source.connect()
     try:
-        return _complete(store, path, hashes)
+        sent = _complete(store, path, hashes)
+        return sent, _register(store, source.name, path, len(hashes), workspace)
     finally:
         store.close()
+
+
+def _register(store: SharedStore, server: str, path: Path, count: int, workspace: Workspace) -> str:
+    """Why the registry could not be told of the run; "" where it has been."""
+    ends = [data for number, (_, data) in enumerate(_frames(path)) if number in (0, count - 1)]
+    try:
+        register(store, server, path.parent.parent, (ends[0], ends[-1]), workspace)
+    except LogError as error:
+        return str(error)
+    return ""
 
 
 def _replace(source: EmbeddedSource | UserSource, log: str, error: DamagedStoreError) -> str:

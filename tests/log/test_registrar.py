@@ -1,0 +1,198 @@
+"""A run tells the registry that it is there and how far it has come, whatever else happens."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from esper.log import registry as registry_module
+from esper.log.entries import Signer
+from esper.log.errors import ConflictError, StoreUnavailableError
+from esper.log.event_log import EventLog
+from esper.log.keyring import ROOT, TRAINER
+from esper.log.memory import MemoryStore
+from esper.log.registry import Registrar, open_registry
+from esper.log.run import open_run_log, repair_replica, resume_run_log
+from esper.log.seen import SeenSegments
+from esper.log.workspace import Workspace
+from esper_events.checkpoint import Checkpoint, write_checkpoint
+from esper_events.keys import SigningKey
+from esper_events.registry import RunRegistered, WriterAdmitted
+from esper_events.registry_rules import RegisteredRun
+from support.log_runs import UserServer, ended, plateau, sealed, started, wait_until
+
+
+def begin(run_dir: Path, log_id: str, workspace: Workspace, nats: str | None = None) -> EventLog:
+    log = open_run_log(run_dir, log_id=log_id, workspace=workspace, nats=nats)
+    log.append(started(workspace.key(), log_id))
+    log.append(plateau(1))
+    return log
+
+
+def registered(workspace: Workspace, nats: str | None = None) -> dict[str, RegisteredRun]:
+    with open_registry(workspace, nats) as registry:
+        registry.refresh()
+        return dict(registry.runs)
+
+
+def test_a_run_is_registered_as_it_begins_and_its_end_is_recorded(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    log = begin(tmp_path / "run", "r", workspace)
+    wait_until(lambda: "r" in registered(workspace))
+    log.append(ended())
+    log.close()
+    run = registered(workspace)["r"]
+    assert (run.events, run.trainer) == (3, workspace.key().public)
+    assert run.heads[-1].note() == (tmp_path / "run" / "checkpoint").read_bytes()
+    assert workspace.run_directory("r") == tmp_path / "run"
+
+
+def test_a_run_that_goes_on_is_registered_once(tmp_path: Path, workspace: Workspace) -> None:
+    begin(tmp_path / "run", "r", workspace).close()
+    log = resume_run_log(tmp_path / "run", workspace=workspace)
+    log.append(plateau(2), ended())
+    log.close()
+    with open_registry(workspace) as registry:
+        registry.refresh()
+        events = [record.event for record in registry.records()]
+    assert sum(isinstance(event, RunRegistered) for event in events) == 1
+    assert registry.runs["r"].events == 4
+
+
+def test_a_server_that_was_away_is_told_by_a_repair(
+    server: UserServer, tmp_path: Path, workspace: Workspace
+) -> None:
+    server.kill()
+    log = begin(tmp_path / "run", "r", workspace, server.url)
+    log.append(ended())
+    began = time.monotonic()
+    assert log.close().behind
+    assert time.monotonic() - began < 10
+    server.start()
+    assert not registered(workspace, server.url)
+    repair_replica(tmp_path / "run", workspace, server.url)
+    assert registered(workspace, server.url)["r"].events == 3
+
+
+def test_a_server_that_comes_back_is_told(
+    server: UserServer, tmp_path: Path, workspace: Workspace
+) -> None:
+    server.kill()
+    log = begin(tmp_path / "run", "r", workspace, server.url)
+    server.start()
+    wait_until(lambda: "r" in registered(workspace, server.url), 20)
+    log.close()
+
+
+def test_a_key_that_is_not_admitted_does_not_stop_its_run(
+    server: UserServer, tmp_path: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(tmp_path / "one", "one", workspace, server.url).close()
+    stranger = Workspace(tmp_path / "stranger")
+    with caplog.at_level(logging.WARNING, "esper.log"):
+        log = begin(tmp_path / "two", "two", stranger, server.url)
+        log.append(ended())
+        assert log.close().behind == 0
+    told = [r.message for r in caplog.records if "not on record in the registry" in r.message]
+    assert len(told) == 1
+    assert "may not write in the registry" in told[0]
+    assert list(registered(stranger, server.url)) == ["one"]
+
+
+def test_keys_of_one_root_share_a_registry(server: UserServer, tmp_path: Path) -> None:
+    one, two = (Workspace(tmp_path / name) for name in ("one", "two"))
+    one.keys.create(ROOT)
+    for suffix in (".key", ".pub"):
+        shutil.copy(one.keys.path / f"{ROOT}{suffix}", two.keys.path)
+    for place in (one, two):
+        place.keys.create(TRAINER)
+        place.keys.certify()
+        begin(tmp_path / f"run-{place.path.name}", place.path.name, place, server.url).close()
+    assert list(registered(one, server.url)) == ["one", "two"]
+    with open_registry(two, server.url) as registry:
+        registry.refresh()
+        assert any(isinstance(record.event, WriterAdmitted) for record in registry.records())
+
+
+class Copy(MemoryStore):
+    """A server's copy of a run, beside which there is a registry or none that answers."""
+
+    def __init__(self, segments: list[bytes]) -> None:
+        super().__init__(segments)
+        self.registry: list[bytes] = []
+        self.asked = 0
+        self.away = False
+
+    def beside(self, log: str, create: bool) -> MemoryStore:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailableError("away")
+        store = MemoryStore(self.registry)
+        store.refresh = lambda: store.count  # type: ignore[attr-defined]
+        return store
+
+
+@pytest.fixture
+def registrar(tmp_path: Path, key: SigningKey) -> Registrar:
+    journal = MemoryStore(sealed(key, 5))
+    seen = SeenSegments(tmp_path / "seen")
+    write_checkpoint(tmp_path, Checkpoint("r", 5, bytes(32)).sign(key))
+    return Registrar("server", tmp_path, journal, lambda: Signer(key, None), seen)
+
+
+def test_a_head_waits_until_the_server_has_all_that_it_counts(
+    registrar: Registrar, key: SigningKey
+) -> None:
+    copy = Copy(sealed(key, 5)[:4])
+    registrar.level(copy, last=True)
+    assert registrar.failure is None
+    assert len(copy.registry) == 1, "the run is registered, without a head"
+    full = Copy(sealed(key, 5))
+    full.registry = copy.registry
+    registrar.level(full, last=True)
+    assert len(full.registry) == 2
+
+
+def test_the_registry_is_asked_now_and_then_only(registrar: Registrar, key: SigningKey) -> None:
+    copy = Copy(sealed(key, 5))
+    for _ in range(5):
+        registrar.level(copy, last=False)
+    assert (copy.asked, len(copy.registry)) == (1, 1)
+
+
+def test_what_cannot_be_told_now_is_told_later(
+    registrar: Registrar, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "_UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr(registry_module, "_RETRY_SECONDS", 0.0)
+    copy = Copy(sealed(key, 5))
+    copy.away = True
+    registrar.level(copy, last=False)
+    assert isinstance(registrar.failure, StoreUnavailableError)
+    copy.away = False
+    registrar.level(copy, last=False)
+    assert registrar.failure is None
+    assert len(copy.registry) == 1
+
+
+def test_another_run_under_the_same_id_is_not_registered(
+    registrar: Registrar, key: SigningKey, tmp_path: Path
+) -> None:
+    copy = Copy(sealed(key, 5))
+    registrar.level(copy, last=True)
+    stranger = SigningKey.generate()
+    other = Registrar(
+        "server",
+        tmp_path,
+        MemoryStore(sealed(stranger, 5)),
+        lambda: Signer(key, None),
+        SeenSegments(tmp_path / "seen"),
+    )
+    other.level(copy, last=True)
+    assert isinstance(other.failure, ConflictError)
+    assert "another run is registered as r" in str(other.failure)
