@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
+from typing import Any
 
 import msgspec
 
 from esper_events.events import (
+    Event,
     LatticeDeclared,
     LocalObjective,
     Record,
@@ -88,25 +90,17 @@ def fold(state: LatticeState, record: Record) -> LatticeState:
             f"got record {record.index}, wanted {state.records}: a gap in the log"
         )
     state = msgspec.structs.replace(state, records=state.records + 1)
-    match record.event:
-        case LatticeDeclared(slots=slots):
-            return msgspec.structs.replace(state, slots=tuple(slot.id for slot in slots))
-        case TransitionDecided() as decided:
-            return _decide(state, decided)
-        case TransitionApplied() as applied:
-            return _apply(state, applied)
-        case TransitionLapsed(decision=decision):
-            _, remaining = _take(state, decision)
-            return msgspec.structs.replace(state, open=remaining, lapsed=state.lapsed + 1)
-        case SeedFolded() as folded:
-            return _fold_in(state, folded)
-        case _:
-            return state
+    step = _FOLLOWED.get(type(record.event))
+    return state if step is None else step(state, record.event)
 
 
 def fold_all(records: Iterable[Record], state: LatticeState | None = None) -> LatticeState:
     """Fold every record in order, from ``state`` or from the beginning."""
     return reduce(fold, records, state or LatticeState())
+
+
+def _declare(state: LatticeState, declared: LatticeDeclared) -> LatticeState:
+    return msgspec.structs.replace(state, slots=tuple(slot.id for slot in declared.slots))
 
 
 def _decide(state: LatticeState, decided: TransitionDecided) -> LatticeState:
@@ -163,11 +157,26 @@ def _fold_in(state: LatticeState, folded: SeedFolded) -> LatticeState:
     return msgspec.structs.replace(state, folded={**state.folded, folded.seed: folded.after})
 
 
+def _lapse(state: LatticeState, lapsed: TransitionLapsed) -> LatticeState:
+    _, remaining = _take(state, lapsed.decision)
+    return msgspec.structs.replace(state, open=remaining, lapsed=state.lapsed + 1)
+
+
 def _take(state: LatticeState, number: int) -> tuple[OpenDecision, dict[int, OpenDecision]]:
     decision = state.open.get(number)
     if decision is None:
         raise ProjectionError(f"decision {number} is settled, but it is not open")
     return decision, {key: value for key, value in state.open.items() if key != number}
+
+
+_FOLLOWED: dict[type[Event], Callable[[LatticeState, Any], LatticeState]] = {
+    LatticeDeclared: _declare,
+    TransitionDecided: _decide,
+    TransitionApplied: _apply,
+    TransitionLapsed: _lapse,
+    SeedFolded: _fold_in,
+}
+"""What each kind of event that bears on the lattice does to it."""
 
 
 def first_difference(live: LatticeState, folded: LatticeState) -> str:

@@ -101,12 +101,15 @@ class _Log:
 
 def _read(path: Path, trusted: PublicKey | None, to: int | None, snapshot_at: int | None) -> _Log:
     reader, log = LogReader(path, trusted), _Log([])
-    for record in reader.records():
-        if to is None or record.index < to:
-            log.kept.append(record)
-            log.kept_head = reader.verifier.head
-        if record.index + 1 == snapshot_at:
-            log.snapshot_head = reader.verifier.head
+    begin = 0
+    for records in reader.segments():
+        end, head = reader.verifier.events, reader.verifier.head
+        if to is None or begin < to:
+            log.kept += records[: None if to is None else to - begin]
+            log.kept_head = head
+        if snapshot_at is not None and begin < snapshot_at <= end:
+            log.snapshot_head = head
+        begin = end
     log.name, log.records = reader.verifier.log, reader.verifier.events
     log.head = reader.verifier.head
     return log

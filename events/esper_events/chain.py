@@ -257,7 +257,8 @@ class Chain(abc.ABC, Generic[E, R]):
                 records.append(self.record(index, event))
             if reason is not None:
                 raise ChainError(reason, self.segments, at + segment.event_byte(position), index)
-        self._grow(leaf_hashes(segment.events) if examined is None else examined.leaves)
+        found = None if examined is None else examined.leaves
+        self._grow(leaf_hashes(segment.events) if found is None else found)
         return records
 
     def _events_of(self, segment: Segment, at: int) -> Iterable[E | None]:

@@ -75,6 +75,8 @@ class Codec(Generic[E]):
         Raises:
             CodecError: `decode` refuses one of them.
         """
+        if len(encoded) == 1:
+            return [self.decode(encoded[0])]
         if max(map(len, encoded), default=0) > MAX_EVENT_BYTES:
             raise CodecError(f"one of {len(encoded)} events is over {MAX_EVENT_BYTES} bytes")
         try:

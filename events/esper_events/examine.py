@@ -7,6 +7,7 @@ segment follows the one before it is for `esper_events.chain` to say, in order.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import struct
 import sys
@@ -17,7 +18,7 @@ import msgspec
 from esper_events.errors import SegmentError
 from esper_events.keys import PublicKey
 from esper_events.merkle import leaf_hashes
-from esper_events.segment import open_segment, segment_hash
+from esper_events.segment import open_segment, segment_hash, signature_fits
 
 LENGTH = struct.Struct(">I")
 """Of the message that follows."""
@@ -25,28 +26,28 @@ LENGTH = struct.Struct(">I")
 
 class Examined(msgspec.Struct, frozen=True, array_like=True):
     """What was found of a segment: whether the key ``key`` (32 bytes) made its signature, its hash,
-    and the leaf hashes of its events."""
+    and the leaf hashes of its events; None where they are too few to be worth it."""
 
     key: bytes
     signed: bool
     hash: bytes
-    leaves: list[bytes]
+    leaves: list[bytes] | None
 
 
 Question = list[tuple[bytes, bytes]]
 """Keys and the segments to be examined under them."""
-Answer = list[Examined | None]
-"""None where there is nothing to say: the bytes are no segment."""
+
+_WORTH_BYTES = 4096
+"""A shorter segment is taken apart by who follows the chain, who has to do so anyway."""
 
 
-def examine(key: PublicKey, data: bytes) -> Examined | None:
-    """What there is to say of the segment ``data`` under ``key``; None where it is none."""
-    try:
-        segment = open_segment(data)
-    except SegmentError:
-        return None
-    signed = segment.is_signed_by(key)
-    return Examined(key.raw, signed, segment_hash(data), leaf_hashes(segment.events))
+def examine(key: PublicKey, data: bytes) -> Examined:
+    """What there is to say of the segment ``data`` under ``key``; its form is not judged here."""
+    leaves = None
+    if len(data) >= _WORTH_BYTES:
+        with contextlib.suppress(SegmentError):
+            leaves = leaf_hashes(open_segment(data).events)
+    return Examined(key.raw, signature_fits(data, key), segment_hash(data), leaves)
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
@@ -59,7 +60,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     sink.write(LENGTH.pack(0))
     sink.flush()
     while len(prefix := source.read(LENGTH.size)) == LENGTH.size:
-        found: Answer = []
+        found = []
         for raw, data in questions.decode(source.read(*LENGTH.unpack(prefix))):
             if raw not in keys:
                 keys[raw] = PublicKey(raw)

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from esper_events.examine import LENGTH, Answer, Examined, Question, examine
+from esper_events.examine import LENGTH, Examined, Question, examine
 from esper_events.keys import PublicKey
 
 _PIPE_BYTES = 1 << 20
@@ -29,7 +30,7 @@ class Batch:
     places: list[int] = field(default_factory=list)
     segments: list[bytes] = field(default_factory=list)
     keys: list[PublicKey | None] = field(default_factory=list)
-    found: Answer | None = None
+    found: Sequence[Examined | None] | None = None
     size: int = 0
 
     def add(self, at: int, segment: bytes, key: PublicKey | None) -> None:
@@ -73,7 +74,7 @@ class Helper:
         """What is open still."""
         self._unsent = bytearray()
         self._received = bytearray()
-        self._answers = msgspec.msgpack.Decoder(list[Examined | None])
+        self._answers = msgspec.msgpack.Decoder(list[Examined])
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _PROGRAM, *sys.path],
             stdin=subprocess.PIPE,

@@ -28,7 +28,16 @@ class MerkleTree:
 
     def append(self, leaf: bytes) -> None:
         """Add the bytes of one event."""
-        self.extend([leaf])
+        self.append_hash(leaf_hash(leaf))
+
+    def append_hash(self, node: bytes) -> None:
+        """Add a leaf of which the hash is known."""
+        size = self.size
+        while size & 1:
+            node = _parent(self._peaks.pop(), node)
+            size >>= 1
+        self._peaks.append(node)
+        self.size += 1
 
     def extend(self, leaves: Sequence[bytes]) -> None:
         """Add the bytes of several events."""
@@ -36,6 +45,9 @@ class MerkleTree:
 
     def extend_hashes(self, nodes: Sequence[bytes]) -> None:
         """Add leaves of which the hashes are known."""
+        if len(nodes) == 1:
+            self.append_hash(nodes[0])
+            return
         sha256 = hashlib.sha256
         level, size = list(nodes), self.size
         self.size += len(level)

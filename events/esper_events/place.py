@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from esper_events.keys import PublicKey
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A segment of ``log`` in lease ``epoch``, signed by ``signer``, whose first event has the
     index ``first_index``; ``previous`` is the SHA-256 of the segment before."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,11 +67,15 @@ class LogReader:
                 checkpoint and for keys that were revoked, which count at the end.
             OSError: a file cannot be read.
         """
+        return chain.from_iterable(self.segments())
+
+    def segments(self) -> Iterator[list[Record]]:
+        """The records of each segment in order; else as `records`."""
         if self.path.is_dir():
             return self._read_directory()
         return self._read_export()
 
-    def _read_directory(self) -> Iterator[Record]:
+    def _read_directory(self) -> Iterator[list[Record]]:
         # The checkpoint first: a log that is being written then holds at least what it commits to.
         signed = read_checkpoint(self.path)
         if signed is not None:
@@ -78,7 +83,7 @@ class LogReader:
         with open_journal(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             for at, segment, found in read_ahead(self.verifier, read_frames(file), size):
-                yield from self.verifier.accept(segment, at, found)
+                yield self.verifier.accept(segment, at, found)
         if self.verifier.segments == 0:
             raise ChainError("the journal is empty: it holds not even the start of a run", 0, 0)
         require_trusted(self.verifier, self._revoked)
@@ -86,14 +91,14 @@ class LogReader:
             self.signed = borne_out(signed, self.verifier)
         self._agree_with_kept()
 
-    def _read_export(self) -> Iterator[Record]:
+    def _read_export(self) -> Iterator[list[Record]]:
         with _open(self.path) as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ChainError("neither a run directory nor an exported run", None, 0)
             frames = read_frames(file, len(MAGIC), terminated=True)
             size = os.fstat(file.fileno()).st_size
             for at, segment, found in read_ahead(self.verifier, frames, size):
-                yield from self.verifier.accept(segment, at, found)
+                yield self.verifier.accept(segment, at, found)
             signed = read_footer(file)
         require_trusted(self.verifier, self._revoked)
         if signed.checkpoint.size < self.verifier.events:

@@ -26,7 +26,8 @@ import hashlib
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from esper_events.codec import MAX_EVENT_BYTES
 from esper_events.errors import SegmentError
@@ -48,8 +49,7 @@ _LOG_ID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _LAST_INDEX = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """The fields of a segment; ``signed`` is everything in it but the signature."""
 
     key_id: bytes
@@ -128,6 +128,13 @@ def open_segment(data: bytes) -> Segment:
     events = _split_events(data, name_end + _COUNT.size, end, count)
     signed, signature = data[:end], data[end:]
     return Segment(key_id, epoch, first_index, previous, log, events, signed, signature)
+
+
+def signature_fits(data: bytes, key: PublicKey) -> bool:
+    """Whether ``data`` ends with the signature of ``key`` over what stands before, as a segment
+    does."""
+    signed, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
+    return len(signature) == SIGNATURE_BYTES and key.verify(signature, DOMAIN + signed)
 
 
 def claimed_key(data: bytes) -> bytes:
