@@ -134,7 +134,7 @@ def test_the_stream_of_a_users_server_is_the_users_to_delete(
     server.signal(signal.SIGTERM)
     assert server.process is not None
     server.process.wait()
-    (damaged,) = (server.directory / "store").glob("jetstream/**/streams/*/msgs/1.blk")
+    (damaged,) = (server.directory / "store").glob("jetstream/**/streams/ESPER_RUN_*/msgs/1.blk")
     flip(damaged, damaged.stat().st_size // 2)
     server.start()
     with pytest.raises(DamagedStoreError, match=f"delete the stream ESPER_RUN_{LOG}"):
