@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 from esper.log.errors import JournalError, LogError, unwritten
@@ -12,7 +13,7 @@ from esper.log.store import Store
 from esper.log.ticket import Ticket
 from esper_events.chain import ChainVerifier
 from esper_events.checkpoint import Checkpoint, write_checkpoint
-from esper_events.codec import decode_event
+from esper_events.codec import decode_events
 from esper_events.errors import ChainError
 from esper_events.events import Record
 from esper_events.keys import PublicKey, SigningKey
@@ -123,10 +124,7 @@ class SegmentWriter:
         The records are decoded from the bytes that were signed. Raises ``LogError`` for events
         that cannot stand there, and what the journal raises.
         """
-        place = Place(self._log, self._key.public, self._epoch, self.events, self._head)
-        records = [
-            self._record(index, data, place) for index, data in enumerate(events, self.events)
-        ]
+        records = self._admitted(events)
         segment = seal(
             events,
             log=self._log,
@@ -137,16 +135,17 @@ class SegmentWriter:
         )
         self._journal.append(self._journal.count, segment)
         self._head = segment_hash(segment)
-        for data in events:
-            self._tree.append(data)
+        self._tree.extend(events)
         return records
 
-    def _record(self, index: int, data: bytes, place: Place) -> Record:
-        event = decode_event(data)
-        reason = self._admission.admit(event, place, index)
-        if reason is not None:
-            raise LogError(f"event {index} of log {self._log} was not written: {reason}")
-        return Record(index, event)
+    def _admitted(self, events: Sequence[bytes]) -> list[Record]:
+        place = Place(self._log, self._key.public, self._epoch, self.events, self._head)
+        records = list(starmap(Record, enumerate(decode_events(events), self.events)))
+        for record in records:
+            reason = self._admission.admit(record.event, place, record.index)
+            if reason is not None:
+                raise LogError(f"event {record.index} of log {self._log} was not written: {reason}")
+        return records
 
     def checkpoint(self, acknowledged: int, *, now: bool = False) -> None:
         """Sign size and root of the log into the run's directory, as soon as all that they commit
