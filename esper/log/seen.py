@@ -80,4 +80,5 @@ class SeenSegments:
             file.write(new)
             file.flush()
             os.fsync(file.fileno())
-        sync_directory(self.path.parent)
+        if self._count == 0:
+            sync_directory(self.path.parent)

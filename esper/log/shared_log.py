@@ -195,7 +195,8 @@ class SharedLog:
         store = self._connected(create=proposal is not None)
         if store is None:
             return
-        self._read(store)
+        if proposal is None or proposal.sent:
+            self._read(store)  # what was decided just now follows what was read just before
         if proposal is not None and proposal.records is None:
             self._publish(store, proposal)
         self._proposal = None
