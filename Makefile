@@ -88,7 +88,8 @@ fuzz: $(VENV)/.built  ## A million spoilt inputs for the decoders of events, log
 	$(BIN)/python -m benchmarks.fuzz
 
 protocol-campaign: $(VENV)/.tested  ## 1,000 random histories of the log's protocol on real stores
-	ESPER_PROTOCOL_EXAMPLES=1000 $(BIN)/python -m pytest -q tests/log/test_protocol.py
+	ESPER_PROTOCOL_EXAMPLES=1000 $(BIN)/python -m pytest -q \
+		tests/log/test_protocol.py tests/log/test_takeover_protocol.py
 
 model-check:  ## Check the models of the log's protocol with Spin, and that it finds broken ones
 	$(PYTHON) tools/model_check.py

@@ -6,10 +6,10 @@
  * message may be lost, stored, or still under way. A supervisor lets the lease expire whenever it
  * likes and gives the run, in a new epoch, to any machine: clocks are trusted for nothing.
  *
- * In code: publishing and resolving (`esper/log/jetstream.py`, `replica.py`), deciding and applying
- * (`esper/tolaria/decisions.py`), going on with one's own journal (`esper/log/run.py`).
- * To be built by this model: the supervisor, `take_over`, and what `fenced` does to a suffix. That
- * the journal itself is durable is the other model, `journal.pml`.
+ * In code: publishing and resolving (`esper/log/jetstream.py`, `replica.py`, `fence.py`), deciding and
+ * applying (`esper/tolaria/decisions.py`), `take_over`, `go_on` and `quarantine` (`esper/log/takeover.py`,
+ * `quarantine.py`), the supervisor (`esper/tolaria/daemon/`). That the journal itself is durable is the
+ * other model, `journal.pml`.
  *
  * Every fault is paid for from a budget, so every run of the model is finite (the check for cycles
  * shows it) and what must happen at last has happened in every state without a successor.

@@ -16,6 +16,7 @@ from esper.log.store import RemoteStore, Store, StoreSource
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 2.0
 _CHECK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
 _AWAY_SECONDS = 3.0
 """How long a server that is known to be away may take to answer, when the log closes."""
 _LEAVE_SECONDS = 0.5
@@ -74,6 +75,7 @@ class Replica:
         self._failed = 0
         """The last attempt to follow that came to nothing."""
         self._shipped = 0
+        self._look_due = 0.0
         self._standing: Standing = "connecting"
         self._reason = ""
         self._thread = threading.Thread(target=self._run, name="esper-replica", daemon=True)
@@ -203,11 +205,16 @@ class Replica:
         self._on_shipped(count)
 
     def _rest(self, store: RemoteStore) -> None:
-        """Wait for the journal to grow, and look now and then whether the server is there."""
+        """Wait for the journal to grow; look now and then whether the server is there, and whether
+        the stream has grown that only this process may let grow."""
         with self._changed:
             if not self._stopping and self._journal.count == store.count:
                 self._changed.wait(_CHECK_SECONDS)
         store.check()
+        if self._on_fenced is not None and time.monotonic() >= self._look_due:
+            self._look_due = time.monotonic() + _LOOK_SECONDS
+            if store.refresh() != self._shipped:
+                raise ConflictError(f"{self.name}: another writer has appended to this run")
 
     def _be_level(self) -> None:
         caught_up = self._standing == "lagging"

@@ -36,6 +36,9 @@ class RemoteStore(Store, Protocol):
     def check(self) -> None:
         """Raise ``StoreUnavailableError`` when the connection is known to be gone."""
 
+    def refresh(self) -> int:
+        """The number of segments that are there now, which is ``count`` from then on."""
+
     def beside(self, log: str, create: bool) -> SharedStore:
         """The store of a shared log over the same connection; raises as
         ``SharedSource.connect``."""
@@ -57,9 +60,6 @@ class StoreSource(Protocol):
 
 class SharedStore(RemoteStore, Protocol):
     """A store that others append to as well."""
-
-    def refresh(self) -> int:
-        """The number of segments that are there now, which is ``count`` from then on."""
 
 
 class SharedSource(Protocol):
