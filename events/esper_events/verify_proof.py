@@ -162,6 +162,9 @@ def _proven(
     messages: tuple[str, ...],
 ) -> ProofReport:
     """What both kinds of proof show, once they hold."""
+    if kept is not None and not kept.is_signed_by(proof.key):
+        note = "the kept checkpoint is of another key: that of the log before it was rotated, or of "
+        messages = (*messages, f"{note}who gave it to you")
     return ProofReport(
         ok=True,
         messages=messages,
