@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +12,6 @@ from esper.cli.failures import GOOD, VERIFICATION_FAILED
 from esper.cli.options import key_option, nats_option, registry_of, workspace_option
 from esper.cli.recorded import recorded_place
 from esper.cli.verify_registry import reach, verify_registry
-
-if TYPE_CHECKING:
-    from esper.log.shared_log import SharedLog
-    from esper_events.registry_rules import RegisteredRun
-    from esper_events.verify import Report
-    from esper_events.verify_proof import ProofReport
 
 
 @click.command(
@@ -70,7 +63,6 @@ def verify(
     it is whole. 1: it is not, or there is none, and a line says what and where. 2: bad usage.
     """
     from esper_events.command import check, show
-    from esper_events.proof import begins_like_proof
 
     if not with_registry:
         if path is None:
@@ -84,39 +76,14 @@ def verify(
                 "--key, --fingerprint, --checkpoint and --revoked are for a run: name it"
             )
         return verify_registry(nats, workspace, as_json)
-    elif path.is_file() and begins_like_proof(path):
-        raise click.UsageError("a proof is of one event, and is not held to the --registry")
     else:
+        trusted = (key_file, fingerprint, checkpoint_file, revoked_files)
         with registry_of(*recorded_place(path, nats, workspace)) as (registry, _):
-            registered = _registered(registry, path)
-            report = check(path, key_file, fingerprint, checkpoint_file, revoked_files, registered)
-            report = _with_standing(report, registry, registered)
+            registry.refresh()
+            report = check(path, *trusted, registry.runs)
+        if report.ok:
+            notes = (*report.messages, reach(registry))
+            report = dataclasses.replace(report, messages=notes)
     with contextlib.suppress(BrokenPipeError):  # the exit code tells the verdict all the same
         show(path, report, as_json)
     return GOOD if report.ok else VERIFICATION_FAILED
-
-
-def _registered(registry: SharedLog, path: Path) -> RegisteredRun | None:
-    """What the registry says of the run at ``path``; None where it names no such run."""
-    from esper_events.errors import ChainError
-    from esper_events.reader import LogReader
-
-    registry.refresh()
-    reader = LogReader(path)
-    try:
-        next(reader.records())
-    except (ChainError, OSError, StopIteration):
-        return None  # The verification says what is wrong with it.
-    return registry.runs.get(reader.verifier.log)
-
-
-def _with_standing(
-    report: Report | ProofReport, registry: SharedLog, registered: RegisteredRun | None
-) -> Report | ProofReport:
-    """``report`` with what the registry has to do with it."""
-    if not report.ok:
-        return report
-    if registered is None:
-        reason = f"whole, but the registry on {registry.name} names no run with this log id"
-        return dataclasses.replace(report, ok=False, messages=(reason,))
-    return dataclasses.replace(report, messages=(*report.messages, reach(registry)))

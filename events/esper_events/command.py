@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +16,7 @@ from esper_events.checkpoint import load_checkpoint
 from esper_events.errors import EsperEventsError, TrustError, cause
 from esper_events.keys import PublicKey
 from esper_events.proof import begins_like_proof
+from esper_events.registered import read_registry
 from esper_events.registry_rules import RegisteredRun
 from esper_events.revocation import load_revocation
 from esper_events.terminal import printable, silence
@@ -45,6 +46,12 @@ from esper_events.verify_proof import ProofReport, verify_proof
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="What `esper keys revoke` wrote of a key; may be repeated.",
 )
+@click.option(
+    "--registry",
+    "registry_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A copy of a workspace's registry/SERVER.segments: is the run as it was registered?",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(__version__, prog_name="esper-verify")
 def main(
@@ -53,6 +60,7 @@ def main(
     fingerprint: str | None,
     checkpoint_file: Path | None,
     revoked_files: tuple[Path, ...],
+    registry_file: Path | None,
     as_json: bool,
 ) -> None:
     """Check every byte of a run (a run directory or an exported file) or of a proof.
@@ -61,7 +69,8 @@ def main(
     code 0: it is whole, and says what is not excluded. 1: it is not; the line says what and where.
     2: bad usage.
     """
-    report = check(path, key_file, fingerprint, checkpoint_file, revoked_files)
+    registry = None if registry_file is None else _registry(registry_file)
+    report = check(path, key_file, fingerprint, checkpoint_file, revoked_files, registry)
     try:
         show(path, report, as_json)
     except BrokenPipeError:
@@ -85,21 +94,30 @@ def trusted_key(key_file: Path | None) -> PublicKey | None:
         raise click.BadParameter(str(error), param_hint="--key") from error
 
 
+def _registry(path: Path) -> Mapping[str, RegisteredRun]:
+    try:
+        return read_registry(path)
+    except EsperEventsError as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--registry") from error
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {cause(error)}", param_hint="--registry") from error
+
+
 def check(
     path: Path,
     key_file: Path | None,
     fingerprint: str | None,
     checkpoint_file: Path | None,
     revoked_files: Sequence[Path],
-    registered: RegisteredRun | None = None,
+    registry: Mapping[str, RegisteredRun] | None = None,
 ) -> Report | ProofReport:
-    """Verify ``path``, a run or a proof, with what the user trusts; a run also against what the
-    registry says of it, where that is known.
+    """Verify ``path``, a run or a proof, with what the user trusts; a run also against what a
+    registry says of it, where there is one.
 
     Raises:
         click.UsageError: a file of the user's holds no key, no checkpoint or no revocation, the
-            fingerprint is none or comes on top of a key, or there is nothing that a proof could be
-            held to.
+            fingerprint is none or comes on top of a key, there is nothing that a proof could be
+            held to, or a registry for one.
     """
     trusted = _anchor(key_file, fingerprint)
     try:
@@ -112,10 +130,12 @@ def check(
         raise click.BadParameter(str(error), param_hint="--revoked") from error
     try:
         if _is_proof(path):
+            if registry is not None:
+                raise TrustError("a proof is of one event; what is held to a registry is a run")
             return verify_proof(path, trusted, kept, revoked)
     except TrustError as error:
         raise click.UsageError(f"{path}: {error}") from error
-    return verify_path(path, trusted, kept, registered, revoked)
+    return verify_path(path, trusted, kept, registry, revoked)
 
 
 def _anchor(key_file: Path | None, fingerprint: str | None) -> Anchor | None:

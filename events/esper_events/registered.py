@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError
+from esper_events.framing import LENGTH, read_frames
+from esper_events.reader import LogReader
+from esper_events.registry_chain import RegistryVerifier
 from esper_events.registry_rules import RegisteredRun
+
+
+def read_registry(path: Path) -> Mapping[str, RegisteredRun]:
+    """The runs of the registry in the file ``path``, by log id: a copy of what a workspace has seen
+    of one (``registry/SERVER.segments``). Every signature is checked.
+
+    Raises:
+        ChainError: it is no whole registry.
+        OSError: it cannot be read.
+    """
+    chain = RegistryVerifier()
+    with path.open("rb") as file:
+        for at, segment in read_frames(file):
+            chain.accept(segment, at + LENGTH.size)
+    return chain.admission.rules.runs
+
+
+def log_of(path: Path) -> str:
+    """The id that the log of the run at ``path`` begins with, "" where it cannot be read."""
+    reader = LogReader(path)
+    try:
+        next(reader.records())
+    except (ChainError, OSError, ValueError, StopIteration):
+        return ""
+    return reader.verifier.log
 
 
 def watch_heads(run: RegisteredRun, verifier: ChainVerifier) -> None:
@@ -13,15 +44,15 @@ def watch_heads(run: RegisteredRun, verifier: ChainVerifier) -> None:
         verifier.watch(head.checkpoint.size)
 
 
-def check_registered(run: RegisteredRun, verifier: ChainVerifier) -> None:
+def check_registered(run: RegisteredRun | None, verifier: ChainVerifier) -> None:
     """Hold the whole log that ``verifier`` has accepted to each of its recorded heads.
 
     Raises:
-        ChainError: it is another log than the registered one, it was cut or rolled back, or its
-            history is another one.
+        ChainError: the registry names no such run (None), it is another run than the one that is
+            named so, it was cut or rolled back, or its history is another one.
     """
-    if verifier.log != run.log:
-        raise ChainError(f"this is log {verifier.log}, the registry was asked for {run.log}")
+    if run is None:
+        raise ChainError(f"whole, but the registry names no run {verifier.log}")
     if verifier.first.hex() != run.genesis:
         raise ChainError(
             f"another run than the registered one: its first segment is {verifier.first.hex()}, "

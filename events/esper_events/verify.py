@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from esper_events.checkpoint import SignedCheckpoint
 from esper_events.errors import ChainError, cause
 from esper_events.newer import AuditVerifier
 from esper_events.reader import LogReader
-from esper_events.registered import check_registered, watch_heads
+from esper_events.registered import check_registered, log_of, watch_heads
 from esper_events.registry_rules import RegisteredRun
 from esper_events.revocation import Revocation
 
@@ -57,7 +57,7 @@ def verify_path(
     path: Path,
     trusted: Anchor | None = None,
     kept: SignedCheckpoint | None = None,
-    registered: RegisteredRun | None = None,
+    registry: Mapping[str, RegisteredRun] | None = None,
     revoked: Sequence[Revocation] = (),
 ) -> Report:
     """Check every byte of the run at ``path``, a run directory or an exported file.
@@ -70,19 +70,21 @@ def verify_path(
         kept: a checkpoint of this log from a source that the caller trusts, such as a copy of
             ``DIR/checkpoint`` that was kept elsewhere: what came before it can then not have been
             cut, rolled back or rewritten, not even by the owner of the key.
-        registered: what the registry says of the run: the log is held to that in the same way.
+        registry: what a registry says of runs, by log id: the run has to be one of them, and its
+            log is held to what was seen of it in the same way.
         revoked: keys that the caller knows to have been taken back, each checked; those that the
             log itself tells of count in any case.
 
     Never raises for what it finds in ``path``: a damaged or missing log is a report that is not ok.
     """
     reader = LogReader(path, trusted, kept, revoked, AuditVerifier)
+    registered = None if registry is None else registry.get(log_of(path))
     if registered is not None:
         watch_heads(registered, reader.verifier)
     try:
         for _ in reader.records():
             pass
-        if registered is not None:
+        if registry is not None:
             check_registered(registered, reader.verifier)
     except ChainError as error:
         return _report(reader, None, (str(error),))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from esper.cli import failures
 from esper.cli.main import esper as group
@@ -20,6 +21,7 @@ from esper.log.run import open_run_log
 from esper.log.workspace import Workspace
 from esper.log.writer import SegmentWriter
 from esper_events.codec import encode_event
+from esper_events.command import main as auditor
 from esper_events.framing import JOURNAL, read_frames
 from support.log_runs import UserServer, ended, plateau, started, user_server
 
@@ -142,7 +144,7 @@ def test_a_run_that_was_never_registered_is_not_taken_for_one(
     journal.close()
     code, line = told("verify", tmp_path / "hidden", "--registry")
     assert code == 1
-    assert "names no run with this log id" in line
+    assert "whole, but the registry names no run hidden" in line
 
 
 def test_a_run_that_was_deleted_everywhere_is_missed(
@@ -205,6 +207,26 @@ def test_a_registry_that_was_deleted_with_its_runs_is_missed(
         code, line = told(*arguments)
         assert code == 1
         assert "the registry is gone; this workspace has seen" in line
+
+
+def test_an_auditor_needs_no_server(
+    run: Path, early: Path, workspace: Workspace, server: UserServer, tmp_path: Path
+) -> None:
+    registry = tmp_path / "kept"
+    shutil.copy(workspace.registry_file(server.url), registry)
+    server.kill()
+
+    def offline(path: Path) -> Result:
+        return CliRunner().invoke(auditor, [str(path), "--registry", str(registry)])
+
+    found = offline(run)
+    assert (found.exit_code, "the first 6 as the registry has seen" in found.output) == (0, True)
+    found = offline(early)
+    assert (found.exit_code, "cut or rolled back" in found.output) == (1, True)
+    data = registry.read_bytes()
+    registry.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    found = offline(run)
+    assert (found.exit_code, "the signature does not fit" in found.output) == (2, True)
 
 
 @pytest.mark.parametrize(
