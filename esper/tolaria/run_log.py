@@ -141,7 +141,7 @@ def run_ended(
 def warn_of_failing(log: EventLog | CatchUpLog, step: int) -> None:
     """Say that the ``log`` has failed by ``step``: growth is over, as nothing can be decided."""
     _logger.warning(
-        "step %d: the log of run %s has failed, training goes on without growth: %s",
+        "step %d: the log of run %s has failed, nothing grows any more: %s",
         step,
         log.log_id,
         log.failure,
