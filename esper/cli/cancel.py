@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from esper.cli.failures import UserError
-from esper.cli.jobs import job_of, linked, nats_option
+from esper.cli.jobs import job_of, linked
+from esper.cli.options import nats_option
 
 if TYPE_CHECKING:
     from esper_events.registry import RegistryEvent, RegistryRecord

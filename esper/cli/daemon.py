@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
-from esper.cli.jobs import linked, max_memory_option, max_time_option, nats_option
+from esper.cli.jobs import linked, max_memory_option, max_time_option
+from esper.cli.options import nats_option
 from esper_events.terminal import printable
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @click.command(
@@ -46,17 +51,30 @@ def daemon(
     workspace, in jobs/JOB/run.
     """
     from esper.log.workspace import Workspace
-    from esper.tolaria.daemon.daemon import Daemon, Settings
+    from esper.tolaria.daemon.daemon import Daemon
+    from esper.tolaria.daemon.intake import Settings
 
     settings = Settings(jobs, max_memory, max_time, accept_unproved=accept_unproved)
     with linked(nats, lease) as link:
         worker = Daemon(Workspace(), nats, link, settings, _tell)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda *_: worker.stop())
         _tell(f"daemon {worker.holder}: {jobs} job{'s' if jobs > 1 else ''} at a time")
-        worker.run()
+        with _heard(worker.stop):
+            worker.run()
         _tell("daemon ended")
+
+
+@contextmanager
+def _heard(stop: Callable[[], None]) -> Iterator[None]:
+    """A block in which a signal that ends a command calls ``stop`` instead."""
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    # One that is ignored, as nohup has it, stays ignored.
+    for number in (number for number in _ENDING if before[number] is not signal.SIG_IGN):
+        signal.signal(number, lambda *_: stop())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell(what: str) -> None:

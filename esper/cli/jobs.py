@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esper.cli.failures import RunFailedError, UserError
+from esper.cli.failures import UserError
+from esper.cli.options import server_failures
 
 if TYPE_CHECKING:
     from esper.projections.registry import JobState, RegistryState
@@ -35,9 +36,6 @@ class Size(click.ParamType[int]):
         return size
 
 
-nats_option = click.option(
-    "--nats", metavar="URL", help="Your own NATS server, not the workspace's."
-)
 max_memory_option = click.option(
     "--max-memory", type=Size(), default=0, help="Memory that a job may use, such as 2G."
 )
@@ -46,27 +44,18 @@ max_time_option = click.option(
     type=click.FloatRange(min=0.0),
     default=0.0,
     metavar="SECONDS",
-    help="How long a job may train under one lease. 0: any time.",
+    help="Longest training under one lease.",
 )
 
 
 @contextmanager
 def linked(nats: str | None, lease: float | None = None) -> Iterator[Link]:
-    """The server's queue and registry; a server that fails is told as one line."""
-    from esper.log.errors import LogError
+    """The server's queue and registry; what fails is told as one line."""
     from esper.log.workspace import Workspace
-    from esper.tolaria.config import ConfigError, check_nats_url
     from esper.tolaria.daemon.link import Link
 
-    try:
-        if nats is not None:
-            check_nats_url(nats, "--nats")
-        with Link(Workspace(), nats, lease) as link:
-            yield link
-    except ConfigError as error:
-        raise UserError(str(error)) from error
-    except LogError as error:
-        raise RunFailedError(str(error)) from error
+    with server_failures(nats), Link(Workspace(), nats, lease) as link:
+        yield link
 
 
 def job_of(state: RegistryState, job: str) -> JobState:

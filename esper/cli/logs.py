@@ -12,7 +12,8 @@ import click
 
 from esper.cli.failures import NotWholeError, UserError
 from esper.cli.following import follow_option
-from esper.cli.jobs import job_of, linked, nats_option
+from esper.cli.jobs import job_of, linked
+from esper.cli.options import nats_option
 from esper_events.terminal import printable
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _records(
 
 def _print_stderr(link: Link, job: str, follow: bool) -> None:
     from esper.log.workspace import Workspace
-    from esper.tolaria.daemon.daemon import job_directory
+    from esper.tolaria.daemon.intake import job_directory
     from esper.tolaria.daemon.orders import STDERR
 
     path = job_directory(Workspace(), job) / STDERR

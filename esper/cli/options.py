@@ -34,22 +34,30 @@ workspace_option = click.option(
 
 
 @contextmanager
-def registry_of(nats: str | None, workspace: Path | None) -> Iterator[tuple[SharedLog, Workspace]]:
-    """The registry of the server that the user named; what fails is told as one line."""
+def server_failures(nats: str | None) -> Iterator[None]:
+    """A block that uses the server at ``nats``, the workspace's where that is None; what fails is
+    told as one line."""
     from esper.log.errors import BrokenLogError, LogError
-    from esper.log.registry import open_registry
-    from esper.log.workspace import Workspace
     from esper.tolaria.config import ConfigError, check_nats_url
 
-    place = Workspace(workspace)
     try:
         if nats is not None:
             check_nats_url(nats, "--nats")
-        with open_registry(place, nats) as registry:
-            yield registry, place
+        yield
     except ConfigError as error:
         raise UserError(str(error)) from error
     except BrokenLogError as error:
         raise NotWholeError(Path("registry"), error) from error
     except LogError as error:
         raise RunFailedError(str(error)) from error
+
+
+@contextmanager
+def registry_of(nats: str | None, workspace: Path | None) -> Iterator[tuple[SharedLog, Workspace]]:
+    """The registry of the server that the user named; what fails is told as one line."""
+    from esper.log.registry import open_registry
+    from esper.log.workspace import Workspace
+
+    place = Workspace(workspace)
+    with server_failures(nats), open_registry(place, nats) as registry:
+        yield registry, place

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper.cli.jobs import job_of, linked, nats_option
+from esper.cli.jobs import job_of, linked
+from esper.cli.options import nats_option
 from esper.cli.table import aligned
 from esper_events.terminal import printable
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from esper.cli.failures import UserError, say
-from esper.cli.jobs import job_of, linked, max_memory_option, max_time_option, nats_option
+from esper.cli.jobs import job_of, linked, max_memory_option, max_time_option
+from esper.cli.options import nats_option
 
 if TYPE_CHECKING:
     from esper_events.registry import JobSubmitted
@@ -29,7 +30,7 @@ ATTEMPTS = 10
 @click.argument(
     "config_file", metavar="[CONFIG.toml]", type=click.Path(path_type=Path), required=False
 )
-@click.option("--seed", type=int, metavar="N", help="Use this seed in place of the config's.")
+@click.option("--seed", type=int, metavar="N", help="In place of the config's seed.")
 @click.option(
     "--ack",
     type=click.Choice(["jetstream", "journal"]),
@@ -44,9 +45,9 @@ ATTEMPTS = 10
     type=click.IntRange(min=0),
     default=ATTEMPTS,
     metavar="N",
-    help=f"Leases that may expire until it is parked; 0: any number. Default: {ATTEMPTS}.",
+    help=f"Leases that may expire (0: any). Default: {ATTEMPTS}.",
 )
-@click.option("--retry", metavar="JOB", help="Submit JOB's config, seed and limits once more.")
+@click.option("--retry", metavar="JOB", help="Submit JOB once more.")
 @nats_option
 def submit(
     config_file: Path | None,

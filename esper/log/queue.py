@@ -123,7 +123,7 @@ class JobQueue:
 
     def _open_progress(self) -> KeyValue:
         js = self._connection.js
-        config = KeyValueConfig(bucket=PROGRESS, history=1, storage=StorageType.MEMORY)
+        config = KeyValueConfig(bucket=PROGRESS, history=1)
         return self._connection.call(lambda: js.create_key_value(config))
 
     def jobs(self) -> frozenset[str]:
@@ -184,7 +184,7 @@ class JobQueue:
         self._connection.say(delivery.reply, f"-NAK {told}".encode())
 
     def tell(self, job: str, progress: bytes) -> None:
-        """Keep what is known of the progress of ``job``, in the server's memory alone."""
+        """Keep what is known of the progress of ``job``, in place of what was."""
         self._connection.call(lambda: self._progress.put(job, progress))
 
     def told(self, job: str) -> bytes | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from esper.log.workspace import Workspace
 from esper.projections.registry import JobState
-from esper.tolaria.daemon.daemon import job_directory
+from esper.tolaria.daemon.intake import job_directory
 from esper.tolaria.daemon.link import Link
 from esper.tolaria.daemon.orders import PROGRESS, RUN, Progress, got
 from esper_events.registry import JobSubmitted, LeaseGranted, RegistryEvent

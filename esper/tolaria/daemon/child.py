@@ -129,7 +129,12 @@ def _failure(directory: Path, error: Exception) -> Report:
     if _no_memory(error):
         return Report(end="refused", reason=f"it needs more memory than it may use ({reason})")
     from esper.kasmina.errors import KasminaError
-    from esper.log.errors import FencedError, RunEndedError, StoreUnavailableError
+    from esper.log.errors import (
+        FencedError,
+        NoRoomError,
+        RunEndedError,
+        StoreUnavailableError,
+    )
     from esper.tolaria.catch_up import CatchUpError
     from esper.tolaria.checkpoint.file import CheckpointError
 
@@ -139,6 +144,8 @@ def _failure(directory: Path, error: Exception) -> Report:
         case RunEndedError() if error.ended is not None:
             ended = error.ended
             return Report(end="ended", outcome=ended.outcome, reason=ended.reason)
+        case NoRoomError():
+            return Report(end="left", reason=str(error))
         case StoreUnavailableError():
             return Report(end="away", reason=reason)
         case KasminaError() | CatchUpError() | CheckpointError():

@@ -10,7 +10,7 @@ from typing import Literal
 
 from esper.log.errors import LogError
 from esper.log.queue import Delivery
-from esper.tolaria.daemon.orders import Order, Report
+from esper.tolaria.daemon.orders import PROGRESS, Order, Progress, Report, got
 from esper.tolaria.daemon.process import TrainerProcess
 from esper_events.registry import JobEnded, JobParked, JobReleased, RegistryEvent
 
@@ -30,11 +30,13 @@ Stop = Literal["released", "cancelled", "overdue", "lost"]
 @dataclass(frozen=True)
 class Verdict:
     """What the registry is to be told (None: nothing, somebody else has the job), whether the job
-    needs nobody any more, and the same in words."""
+    needs nobody any more, the same in words, and whether it is to rest before it is handed out
+    again."""
 
     event: RegistryEvent | None
     over: bool
     words: str
+    rests: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Holding:
         self._stop: Stop | None = None
         self._kill_at = float("inf")
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else has the job, or may have it."""
+        return self._stop == "lost"
+
     def stop(self, why: Stop, grace: float = GRACE_SECONDS) -> None:
         """Have the process stop at the next safe point, or be killed after ``grace`` seconds.
 
@@ -108,7 +115,7 @@ class Holding:
             elif now >= self._start_at:
                 self._start()
         elif not self.process.running:
-            self._note_progress(self.process)
+            self._note_progress()
             ended, self.process = self.process, None
             self._judge(ended.report())
         elif now >= self._kill_at:
@@ -120,17 +127,21 @@ class Holding:
         try:
             self.process = TrainerProcess(self.directory, self.order)
         except LogError as error:
-            self._judge(Report(end="failed", reason=str(error)))
+            self._judge(Report(end="left", reason=str(error)))
 
-    def _note_progress(self, process: TrainerProcess) -> None:
+    def progress(self) -> Progress | None:
+        """How far the job says that it has come."""
+        return got(self.directory / PROGRESS, Progress)
+
+    def _note_progress(self) -> None:
         """A death behind the furthest step so far is the first of its kind."""
-        told = process.progress()
+        told = self.progress()
         if told is not None and told.step > self._furthest:
             self._furthest, self._deaths = told.step, 0
 
     def _judge(self, report: Report) -> None:
         """What follows from the end of the process."""
-        if self._stop == "lost" or report.end == "fenced":
+        if self.lost or report.end == "fenced":
             self.verdict = Verdict(None, False, "somebody else has it")
         elif report.end == "ended":
             self._end(report)
@@ -140,8 +151,10 @@ class Holding:
             self._park(f"it ran for longer than its limit of {self._limits.seconds:g} s")
         elif report.end == "refused":
             self._park(report.reason)
-        elif self._stop == "released" or report.end == "left":
+        elif self._stop == "released":
             self._release("the daemon stops")
+        elif report.end == "left":
+            self._release(report.reason, rests=True)
         else:
             self._retry(report.reason, to_blame=report.end == "failed")
 
@@ -163,9 +176,9 @@ class Holding:
         )
         self.verdict = Verdict(event, True, f"parked: {reason}")
 
-    def _release(self, reason: str) -> None:
+    def _release(self, reason: str, *, rests: bool = False) -> None:
         event = JobReleased(time=time.time(), job=self.job, epoch=self.order.epoch, reason=reason)
-        self.verdict = Verdict(event, False, f"released: {reason}")
+        self.verdict = Verdict(event, False, f"released: {reason}", rests)
 
     def _retry(self, reason: str, *, to_blame: bool) -> None:
         """Start again in a while; give the job up where it is ``to_blame`` too often."""

@@ -6,9 +6,11 @@ from esper.log.endpoint import Endpoint
 from esper.log.queue import JobQueue
 from esper.log.registry import open_registry
 from esper.log.server import EmbeddedServer
+from esper.log.shared_log import Decide
 from esper.log.workspace import Workspace
 from esper.projections.registry import RegistryState
 from esper.tolaria.daemon.rulings import Reading
+from esper_events.registry import RegistryEvent
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -47,6 +49,11 @@ class Link:
         """What the registry tells now."""
         self.registry.refresh(_TIMEOUT_SECONDS)
         return self.reading.of(self.registry.records())
+
+    def update(self, decide: Decide) -> list[RegistryEvent]:
+        """Write in the registry what ``decide`` chooses; what was written."""
+        written = self.registry.update(decide, _TIMEOUT_SECONDS)
+        return [record.event for record in written]
 
     def lost(self) -> None:
         """Connect anew with the next call."""

@@ -60,9 +60,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How a training process ended, for ``reason``.
 
     ``ended``: the run is over, ``outcome`` tells how. ``left``: it stopped at a safe point, as it
-    was told. ``fenced``: somebody else has the run. ``refused``: trying again would come to the
-    same. ``away``: the server did not answer, which is not the job's fault. ``failed``: anything
-    else.
+    was told or because it could not go on here. ``fenced``: somebody else has the run.
+    ``refused``: trying again would come to the same. ``away``: the server did not answer, which is
+    not the job's fault. ``failed``: anything else.
     """
 
     end: Literal["ended", "left", "fenced", "refused", "away", "failed"]

@@ -13,12 +13,11 @@ import msgspec
 
 from esper.log.errors import LogError
 from esper.tolaria.daemon.orders import (
-    PROGRESS,
     REPORT,
+    RUN,
     STDERR,
     STDOUT,
     Order,
-    Progress,
     Report,
     got,
 )
@@ -37,7 +36,8 @@ class TrainerProcess:
     def __init__(self, directory: Path, order: Order) -> None:
         self._directory = directory
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Where the run of a job lies, whose truth is a journal, there it goes on.
+            (directory / RUN).mkdir(mode=0o700, parents=True, exist_ok=True)
             (directory / REPORT).unlink(missing_ok=True)
             self._process = self._start()
         except OSError as error:
@@ -89,10 +89,6 @@ class TrainerProcess:
         if self.running:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
-
-    def progress(self) -> Progress | None:
-        """How far it says that it has come."""
-        return got(self._directory / PROGRESS, Progress)
 
     def report(self) -> Report:
         """How it ended; to be asked when it has."""

@@ -16,8 +16,28 @@ from support.command import SMALL
 from support.daemons import Site, kill, site
 from support.log_runs import UserServer
 
-LONG = SMALL.replace("steps = 420", "steps = 3000").replace(
-    "[data]", "checkpoint_every = 20\n[data]"
+PATIENT = """
+import time
+from collections import OrderedDict
+from pathlib import Path
+from torch import nn
+
+
+class Patient(nn.Sequential):
+    def forward(self, x):
+        if not (Path(__file__).parent / "hurry").exists():
+            time.sleep(0.03)
+        return super().forward(x)
+
+
+def model():
+    layers = {"layer1": nn.Linear(64, 4), "act1": nn.ReLU(), "head": nn.Linear(4, 10)}
+    return Patient(OrderedDict(layers))
+"""
+"""A model that takes its time, so that there is enough for all that is to happen to its run."""
+
+CONFIG = SMALL.replace("hidden = [4]", 'factory = "patient:model"').replace(
+    "[data]", "checkpoint_every = 10\n[data]"
 )
 
 
@@ -34,7 +54,7 @@ def under_one_root(one: Site, other: Site) -> None:
 
 def identical(run: Path) -> bool:
     """Whether a re-run of the log has the same bits."""
-    report = trainer.rerun(read_run(run), to=None, directory=run, observer=Silent())
+    report = trainer.rerun(read_run(run), to=None, directory=run.parents[4], observer=Silent())
     return report.identical
 
 
@@ -43,15 +63,16 @@ def test_a_job_outlives_its_process_its_daemon_and_its_machine(
 ) -> None:
     with site(tmp_path / "one", server) as one, site(tmp_path / "two", server) as two:
         under_one_root(one, two)
-        one.submit("job", LONG)
+        (tmp_path / "patient.py").write_text(PATIENT)
+        one.submit("job", CONFIG, directory=str(tmp_path))
         one.start()
-        one.wait_for_step("job", 100)
+        one.wait_for_step("job", 0)
         first = one.trainers()
         kill(first[0])
         one.wait_until(lambda: one.trainers() not in ([], first))
         assert [grant.epoch for grant in one.grants("job")] == [0], "the daemon has it still"
         reached = one.step("job")
-        one.wait_for_step("job", reached + 100)
+        one.wait_for_step("job", reached)
 
         second = one.trainers()
         one.signal(signal.SIGKILL)
@@ -64,6 +85,7 @@ def test_a_job_outlives_its_process_its_daemon_and_its_machine(
         released = two.wait("job", lambda job: job.state == "waiting")
         assert released.reason == "the daemon stops"
 
+        (tmp_path / "hurry").touch()
         one.start()
         job = one.wait("job", lambda job: job.state == "ended")
         assert (job.outcome, job.epoch, job.expired) == ("completed", 2, 1)
