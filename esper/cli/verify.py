@@ -34,7 +34,7 @@ from esper.cli.verify_registry import reach, verify_registry
     metavar="FILE",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What `esper keys revoke` wrote of a key; may be repeated.",
+    help="What `esper keys revoke` wrote; repeatable.",
 )
 @click.option(
     "--registry",

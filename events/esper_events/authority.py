@@ -204,7 +204,7 @@ class Authority:
             return f"run.taken_over names another key as its writer's than {signer.fingerprint}"
         if signer == last.key:
             return self._keep(event, place)
-        if event.certificate is UNSET and (self.root or last.next_key != signer.digest):
+        if event.certificate is UNSET and last.next_key != signer.digest:
             return (
                 f"{signer.fingerprint} takes the run over without a certificate, and the "
                 "trainer's key is another"

@@ -44,7 +44,7 @@ from esper_events.verify_proof import ProofReport, verify_proof
     "revoked_files",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What `esper keys revoke` wrote of a key; may be repeated.",
+    help="What `esper keys revoke` wrote; repeatable.",
 )
 @click.option(
     "--registry",

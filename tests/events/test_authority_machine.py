@@ -23,6 +23,7 @@ PLATEAU = PlateauDetected(time=1.0, step=9, figures={})
 KEYS = st.sampled_from(range(len(POOL)))
 SIGNERS = st.sampled_from([*range(len(POOL)), None])
 """Keys by their place in the pool; None is the root's."""
+ROOT_MOSTLY = SIGNERS | st.none()
 
 
 def key_of(place: int | None) -> SigningKey:
@@ -99,13 +100,17 @@ class Authorities(RuleBasedStateMachine):
     @rule(following=KEYS)
     def rotate_as_committed(self, following: int) -> None:
         if self.model.following is not None:
-            self.rotate(self.model.following, self.model.following, following, honest=True)
+            self.rotate(self.model.following, self.model.following, following, True)
 
     @rule(following=st.none() | KEYS)
     def take_over_as_certified(self, following: int | None) -> None:
         others = set(range(len(POOL))) - self.model.gone - self.model.workers
         for place in sorted(others - {self.model.trainer})[:1]:
             self.take_over(place, 1, self.rooted, following)
+
+    @rule(named=KEYS, following=KEYS, honest=st.booleans())
+    def rotate_to_any(self, named: int, following: int, honest: bool) -> None:
+        self.rotate(named, named, following, honest)
 
     @rule(signer=SIGNERS, named=KEYS, following=KEYS, honest=st.booleans())
     def rotate(self, signer: int | None, named: int, following: int, honest: bool) -> None:
@@ -157,7 +162,7 @@ class Authorities(RuleBasedStateMachine):
             told["next_key"] = POOL[following].public.digest
         return told
 
-    @rule(signer=SIGNERS, worker=KEYS)
+    @rule(signer=ROOT_MOSTLY, worker=KEYS)
     def certify_a_worker(self, signer: int | None, worker: int) -> None:
         model = self.model
         certificate = certify(ROOT, POOL[worker].public, Role.WORKER, LOG)
@@ -169,7 +174,7 @@ class Authorities(RuleBasedStateMachine):
         if self.attempt(signer, event, model.epoch, allowed=allowed):
             model.workers.add(worker)
 
-    @rule(signer=SIGNERS, by=SIGNERS, subject=KEYS, back=st.integers(-1, 4))
+    @rule(signer=ROOT_MOSTLY, by=ROOT_MOSTLY, subject=KEYS, back=st.integers(-1, 4))
     def revoke(self, signer: int | None, by: int | None, subject: int, back: int) -> None:
         model, since = self.model, self.index - back
         allowed = (
@@ -218,8 +223,8 @@ class Unvouched(Authorities):
 
 
 CALM = settings(
-    max_examples=40,
-    stateful_step_count=12,
+    max_examples=60,
+    stateful_step_count=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
