@@ -37,7 +37,7 @@ workspace_option = click.option(
 def server_failures(nats: str | None) -> Iterator[None]:
     """A block that uses the server at ``nats``, the workspace's where that is None; what fails is
     told as one line."""
-    from esper.log.errors import BrokenLogError, LogError
+    from esper.log.errors import BrokenLogError, DamagedStoreError, LogError
     from esper.tolaria.config import ConfigError, check_nats_url
 
     try:
@@ -46,7 +46,7 @@ def server_failures(nats: str | None) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise UserError(str(error)) from error
-    except BrokenLogError as error:
+    except (BrokenLogError, DamagedStoreError) as error:
         raise NotWholeError(Path("registry"), error) from error
     except LogError as error:
         raise RunFailedError(str(error)) from error

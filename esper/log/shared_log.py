@@ -242,7 +242,8 @@ class SharedLog:
     def _rolled_back(self, what: str) -> RolledBackError:
         return RolledBackError(
             f"{self.name}: {what}; this workspace has seen {self._chain.segments} segments of it, "
-            f"{self._chain.events} events ({self._seen.advice})"
+            f"{self._chain.events} events (`esper repair --registry` gives back what was lost; "
+            f"{self._seen.advice})"
         )
 
     def _read(self, store: SharedStore) -> None:

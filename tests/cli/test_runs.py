@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from esper.cli import failures
 from esper.cli.main import esper as group
 from esper.log.connection import Connection
+from esper.log.damaged import STREAMS
 from esper.log.endpoint import Endpoint
 from esper.log.jetstream import JetStreamStore
 from esper.log.journal import JournalStore
+from esper.log.locks import FileLock
 from esper.log.registry import open_registry
 from esper.log.run import open_run_log
 from esper.log.workspace import Workspace
@@ -23,7 +25,9 @@ from esper.log.writer import SegmentWriter
 from esper_events.codec import encode_event
 from esper_events.command import main as auditor
 from esper_events.framing import JOURNAL, read_frames
+from esper_events.keys import SigningKey
 from support.log_runs import UserServer, ended, plateau, started, user_server
+from support.registries import registered
 
 
 @pytest.fixture
@@ -229,9 +233,53 @@ def test_an_auditor_needs_no_server(
     assert (found.exit_code, "the signature does not fit" in found.output) == (2, True)
 
 
+def test_what_the_registry_lost_is_given_back(
+    run: Path, told: Told, workspace: Workspace, server: UserServer
+) -> None:
+    code, line = told("repair", "--registry")
+    assert (code, "registry: nothing was missing" in line) == (0, True)
+    administrator = Connection(Endpoint(server.url))
+    administrator.call(lambda: administrator.js.delete_stream("ESPER_REGISTRY"))
+    code, line = told("verify", "--registry")
+    assert (code, "`esper repair --registry` gives back" in line) == (1, True)
+    code, line = told("repair", "--registry")
+    assert (code, "segments sent" in line) == (0, True)
+    assert told("verify", "--registry")[0] == 0
+    # What others began in its place is not overwritten.
+    administrator.call(lambda: administrator.js.delete_stream("ESPER_REGISTRY"))
+    administrator.close()
+    with open_registry(Workspace(workspace.path.with_name("another")), server.url) as other:
+        other.update(lambda _: [registered(SigningKey.generate(), "new")])
+    code, line = told("repair", "--registry")
+    assert (code, "it was begun anew by others, and nothing was sent" in line) == (1, True)
+
+
+def test_a_damaged_registry_is_put_aside_and_sent_again(
+    tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two", "three", "four"):
+        log = open_run_log(tmp_path / name, log_id=name, workspace=workspace)
+        log.append(started(workspace.key(), name), ended())
+        log.close()
+    server = workspace.attach_server()
+    with FileLock(server.directory / "server.lock") as stopped:
+        assert stopped.acquire(timeout=20)
+        block = server.directory / STREAMS / "ESPER_REGISTRY" / "msgs" / "1.blk"
+        data = bytearray(block.read_bytes())
+        data[len(data) // 2] ^= 1
+        block.write_bytes(data)
+    assert failures.run(group, ["verify", "--registry"]) == 1
+    assert failures.run(group, ["repair", "--registry"]) == 0
+    assert "its files lie in" in capsys.readouterr().out
+    assert failures.run(group, ["verify", "--registry"]) == 0
+    assert "ok: 4 runs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["repair"], "name the directory of a run"),
+        (["repair", ".", "--registry"], "or ask for the --registry"),
         (["verify"], "name a run or a proof"),
         (["verify", "--registry", "--fingerprint", "x"], "are for a run: name it"),
         (["verify", ".", "--workspace", "x"], "say where the --registry is"),
