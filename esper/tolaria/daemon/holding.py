@@ -17,7 +17,7 @@ from esper_events.registry import JobEnded, JobParked, JobReleased, RegistryEven
 GRACE_SECONDS = 30.0
 """How long a process that was told to stop may take to come to a safe point and to write a
 checkpoint."""
-LOST_GRACE_SECONDS = 5.0
+LOST_GRACE_SECONDS = 2.0
 """The same, where somebody else may have the job by now."""
 
 _RETRY_SECONDS = 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from esper.log.connection import Connection
 from esper.log.endpoint import Endpoint
 from esper.log.queue import STREAM
@@ -59,6 +61,22 @@ def test_two_at_a_time_and_each_ends_as_it_must(here: Site, server: UserServer) 
     assert last.outcome == "interrupted"
     assert len(here.grants("cancelled")) == 1, "handed out twice, trained once"
     assert here.grants("never") == []
+
+
+def test_a_job_is_let_go_of_when_its_lease_cannot_be_kept(here: Site, server: UserServer) -> None:
+    here.submit("job", ENDLESS)
+    here.start()
+    here.wait_for_step("job", 0)
+    first = here.trainers()
+    server.signal(signal.SIGSTOP)
+    here.wait_until(lambda: not here.trainers())
+    server.signal(signal.SIGCONT)
+    here.link.lost()
+    job = here.wait("job", lambda job: job.epoch == 1)
+    assert (job.state, job.expired) == ("leased", 1), "taken again, by whoever is first"
+    here.wait_until(lambda: here.trainers() not in ([], first))
+    cancel(here, "job")
+    assert here.wait("job", lambda job: not job.holder).state == "cancelled"
 
 
 def test_what_cannot_be_trained_is_parked(here: Site) -> None:
