@@ -33,6 +33,7 @@ from benchmarks.fuzz_inputs import (
     KEY,
     LOG,
     NOTE,
+    REVOCATION,
     SECOND,
     Files,
     make_files,
@@ -58,6 +59,7 @@ from esper_events.errors import (
     KeyFileError,
     ProofError,
     PublicKeyError,
+    RevocationError,
     SegmentError,
 )
 from esper_events.events import Record
@@ -65,6 +67,7 @@ from esper_events.framing import END, JOURNAL, frame, longest_valid_prefix, read
 from esper_events.keys import PublicKey, SigningKey
 from esper_events.merkle import inclusion_path, leaf_hash
 from esper_events.proof import InclusionProof, parse_proof
+from esper_events.revocation import check_revocation, decode_revocation, encode_revocation
 from esper_events.segment import DOMAIN, open_segment, seal, segment_hash
 from esper_events.verify import Report, verify_path
 from esper_events.verify_proof import ProofReport, verify_proof
@@ -122,6 +125,7 @@ def decoders(place: Path, files: Files) -> list[Decoder]:
         Decoder("public key file", [files.public], reading.public_key),
         Decoder("private key file", [files.private], reading.private_key),
         Decoder("certificate", [encode_certificate(CERTIFICATE)], _certificate),
+        Decoder("revocation", [encode_revocation(REVOCATION)], _revocation),
         Decoder("fingerprint", _FINGERPRINTS, _fingerprint),
     ]
 
@@ -251,6 +255,16 @@ def _certificate(data: bytes) -> bool:
     except CertificateError:
         return False
     _want(certificate == CERTIFICATE, "a forged certificate")
+    return True
+
+
+def _revocation(data: bytes) -> bool:
+    try:
+        revocation = decode_revocation(data)
+        check_revocation(revocation)
+    except RevocationError:
+        return False
+    _want(revocation == REVOCATION, "a forged revocation")
     return True
 
 

@@ -22,6 +22,7 @@ from esper_events.framing import JOURNAL, frame
 from esper_events.keys import SigningKey
 from esper_events.merkle import MerkleTree
 from esper_events.prove import prove_event, prove_growth
+from esper_events.revocation import revoke
 from esper_events.segment import GENESIS, seal, segment_hash
 
 KEY = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
@@ -65,6 +66,7 @@ EVENTS = [
 """One event of every kind."""
 ROOT = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
 CERTIFICATE = certify(ROOT, KEY.public, Role.TRAINER)
+REVOCATION = revoke(ROOT, KEY.public, LOG, 3)
 STARTED = encode_event(
     RunStarted(
         time=0.0,

@@ -32,6 +32,7 @@ NAMES = (
     "public key file",
     "private key file",
     "certificate",
+    "revocation",
     "fingerprint",
 )
 
