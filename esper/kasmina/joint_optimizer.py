@@ -89,4 +89,6 @@ def _way(group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[s
         return {}
     if any(p.device.type != "cpu" or not p.is_floating_point() for p in parameters):
         return {}  # On other devices torch chooses well.
-    return {"fused": True} if group.get("fused", False) is None else {"foreach": True}
+    # torch 2.13's fused SGD leaves most of a parameter of half precision as it was.
+    exact = all(p.dtype in (torch.float32, torch.float64) for p in parameters)
+    return {"fused": True} if exact and group.get("fused", False) is None else {"foreach": True}

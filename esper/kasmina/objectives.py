@@ -41,7 +41,7 @@ from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
 from esper.kasmina.joint_optimizer import JointOptimizer
 from esper.kasmina.random_state import RandomState
-from esper.kasmina.seed import Seed
+from esper.kasmina.seed import Seed, give_gradients
 from esper.kasmina.shadow import SEED_FAULTS, LossFunction, scalar_loss
 from esper.kasmina.signature import Slot
 
@@ -85,8 +85,7 @@ def _differentiate(seed: Seed, loss: Tensor) -> float:
     """Leave the gradients of ``loss`` in the seed's parameters; its value."""
     if seed.trainable and seed.optimizer is not None:
         gradients = torch.autograd.grad(loss, seed.trainable, allow_unused=True)
-        for parameter, gradient in zip(seed.trainable, gradients, strict=True):
-            parameter.grad = gradient
+        give_gradients(seed.trainable, gradients)
     return float(loss.detach())
 
 

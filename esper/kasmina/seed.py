@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,22 @@ class Seed:
                 f"its body gave {list(delta.shape)}, wanted the slot's {list(h.shape)}"
             )
         return delta
+
+
+def give_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Leave each parameter its gradient, laid out in memory as the parameter is.
+
+    The fused optimizers of torch on the CPU walk through both by memory alone; ``autograd.grad``,
+    other than ``backward``, gives gradients of any layout.
+    """
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if (
+            gradient is not None
+            and gradient.layout == torch.strided
+            and gradient.stride() != parameter.stride()
+        ):
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esper.kasmina.errors import SEED_FAULTS as SEED_FAULTS
 from esper.kasmina.errors import ObjectiveError
 from esper.kasmina.isolation import HostGuard, seed_everything, uncompiled
-from esper.kasmina.seed import Seed, evaluating, switched_on
+from esper.kasmina.seed import Seed, evaluating, give_gradients, switched_on
 
 LossFunction = Callable[[Any], Tensor]
 """The user's own objective: a batch in, a scalar loss out, the model called inside."""
@@ -50,8 +50,7 @@ def shadow_step(
         loss = scalar_loss(loss_fn(batch))
         if trainable and seed.optimizer is not None:
             gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
-            for parameter, gradient in zip(trainable, gradients, strict=True):
-                parameter.grad = gradient
+            give_gradients(trainable, gradients)
             seed.optimizer.step()
             seed.optimizer.zero_grad(set_to_none=True)
     seed.shadow_steps += 1

@@ -1,10 +1,10 @@
 """Several seeds in one pass of their host, each with a loss of its own.
 
-A first, plain pass is the host's: in it the bodies read the activations of their slots, one after
-the other, so that what one of them raises is its own fault. A second pass runs the host once for
-all seeds, under ``vmap`` over the seeds: at its slot's end each adds what its body gave, and from
-there on it has activations, statistics of normalisation and a loss of its own, through which alone
-a gradient reaches its body.
+A first, plain pass is the host's: in it the bodies read the activations of their slots, many equal
+ones in one call (``bodies``). A second pass runs the host once for all seeds, under ``vmap``
+over the seeds: at its slot's end each adds what its body gave, and from there on it has
+activations, statistics of normalisation and a loss of its own, through which alone a gradient
+reaches its body.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from torch.backends import mha
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
-from esper.kasmina.activation import activation, turned, with_activation
-from esper.kasmina.capture import Captured, capturing
+from esper.kasmina.activation import activation, with_activation
+from esper.kasmina.bodies import Bodies, Rows
+from esper.kasmina.capture import capturing
 from esper.kasmina.errors import KasminaError
 from esper.kasmina.isolation import HostGuard, ModuleState, seed_everything, uncompiled
 from esper.kasmina.joint_optimizer import JointOptimizer
 from esper.kasmina.random_state import RandomState
-from esper.kasmina.seed import Seed, evaluating
-from esper.kasmina.shadow import SEED_FAULTS, LossFunction, scalar_loss
+from esper.kasmina.seed import Seed, evaluating, give_gradients
+from esper.kasmina.shadow import LossFunction, scalar_loss
 
 _NO_RECOMPUTATION = "tensors that are saved for the backward pass are recomputed or moved elsewhere"
 
@@ -65,8 +66,7 @@ def shared_step(
             learning = [seed for seed in seeds if seed.id in losses and seed.optimizer is not None]
             parameters = [parameter for seed in learning for parameter in seed.trainable]
             gradients = _gradients(losses, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        give_gradients(parameters, gradients)
         optimizer.step()
         found = _values(losses)
     for seed in seeds:
@@ -116,42 +116,28 @@ def _pass(
     """One pass of the host and one of it with all seeds: the losses of seeds, and what the bodies
     of others raised. The model is left as the pass of the host left it."""
     random, state = RandomState(), ModuleState(model)
-    additions: dict[int, Tensor] = {}
-    faults: dict[int, Exception] = {}
-    here: dict[str, list[Seed]] = {}
-    for seed in seeds:
-        here.setdefault(seed.slot.id, []).append(seed)
-
-    def visit(captured: Captured) -> None:
-        for seed in here[captured.slot.id]:
-            try:
-                additions[seed.id] = _addition(seed, captured)
-            except SEED_FAULTS as error:
-                faults[seed.id] = error
-
-    slots = [seed.slot for seed in seeds]
-    with capturing(model, slots, visit) as capture:
+    bodies, slots = Bodies(seeds), [seed.slot for seed in seeds]
+    with capturing(model, slots, bodies.visit) as capture:
         loss_fn(batch)
     if random.passed:
         # vmap may lay a mask out in another order: the bodies read the draws of the second pass.
-        state = _back_to(state, model, random)
-        faults.clear()
-        with capturing(model, slots, visit) as capture:
+        state, bodies = _back_to(state, model, random), Bodies(seeds)
+        with capturing(model, slots, bodies.visit) as capture:
             torch.vmap(lambda _: scalar_loss(loss_fn(batch)), randomness="same")(torch.zeros(1))
-    for name in here:
+    for name in dict.fromkeys(slot.id for slot in slots):
         calls = capture.at[name].calls if name in capture.at else 0
         if calls != 1:
             raise CannotShareError(f"slot {name} was come to {calls} times in one pass")
-    able = [seed for seed in seeds if seed.id in additions and seed.id not in faults]
-    if not able:
-        return {}, faults
+    rows = bodies.rows()
+    if not rows:
+        return {}, bodies.faults
     ended = ModuleState.current(model)
     state = _back_to(state, model, random)
     try:
-        losses = _losses(model, state.modules, able, additions, loss_fn, batch)
+        losses = _losses(model, state.modules, rows, bodies.whole, loss_fn, batch)
     finally:
         ended.put_back()
-    return losses, faults
+    return losses, bodies.faults
 
 
 def _back_to(state: ModuleState, model: nn.Module, random: RandomState) -> ModuleState:
@@ -161,24 +147,17 @@ def _back_to(state: ModuleState, model: nn.Module, random: RandomState) -> Modul
     return ModuleState(model)
 
 
-def _addition(seed: Seed, captured: Captured) -> Tensor:
-    """What ``seed`` adds to the activation, as the host lays it out."""
-    delta = seed.added(captured.x, captured.h)
-    return turned(delta, seed.slot.batch_axis).to(captured.h.dtype)
-
-
 def _losses(
     model: nn.Module,
     modules: Sequence[nn.Module],
-    seeds: Sequence[Seed],
-    additions: Mapping[int, Tensor],
+    rows: Sequence[Rows],
+    whole: bool,
     loss_fn: LossFunction,
     batch: Any,
 ) -> dict[int, Tensor]:
     """The loss with each seed alone switched on, in one pass."""
-    ends = {seed.slot.end: None for seed in seeds}
-    ordered = [seed for end in ends for seed in seeds if seed.slot.end == end]
-    stacked = {end: _stack(ordered, end, additions) for end in ends}
+    ends = dict.fromkeys(some.end for some in rows)
+    stacked = {end: _stack(rows, end) for end in ends}
     row: dict[str, Tensor] = {}
 
     def run(own: dict[str, Tensor]) -> Tensor:
@@ -187,7 +166,8 @@ def _losses(
 
     with ExitStack() as around:
         for end in ends:
-            handle = model.get_submodule(end).register_forward_hook(_adding(end, row))
+            hook = _switching(end, row, whole)
+            handle = model.get_submodule(end).register_forward_hook(hook)
             around.callback(handle.remove)
         around.enter_context(uncompiled())
         around.enter_context(disable_saved_tensors_hooks(_NO_RECOMPUTATION))
@@ -201,26 +181,30 @@ def _losses(
                 # Statistics are those of the batch; tracking them would mix the seeds.
                 module.track_running_stats = False
         losses = torch.vmap(run, randomness="same")(stacked)
-    return dict(zip((seed.id for seed in ordered), losses.unbind(), strict=True))
+    numbers = [seed.id for some in rows for seed in some.seeds]
+    return dict(zip(numbers, losses.unbind(), strict=True))
 
 
-def _stack(seeds: Sequence[Seed], end: str, additions: Mapping[int, Tensor]) -> Tensor:
-    """``[K, ...]`` with what each seed adds at ``end``: zero where its slot ends elsewhere."""
-    places = [place for place, seed in enumerate(seeds) if seed.slot.end == end]
-    stacked = torch.stack([additions[seeds[place].id] for place in places])
-    if len(places) == len(seeds):
-        return stacked
-    nothing = torch.zeros_like(stacked[:1])
-    before, behind = places[0], len(seeds) - 1 - places[-1]
-    shape = stacked.shape[1:]
-    return torch.cat([nothing.expand(before, *shape), stacked, nothing.expand(behind, *shape)])
+def _stack(rows: Sequence[Rows], end: str) -> Tensor:
+    """``[seeds, ...]`` with the values of ``rows``: zero where a seed's slot ends elsewhere."""
+    here = [some.values for some in rows if some.end == end]
+    if len(here) == len(rows) == 1:
+        return here[0]
+    nothing = torch.zeros_like(here[0][:1])
+    shape = nothing.shape[1:]
+    return torch.cat(
+        [
+            some.values if some.end == end else nothing.expand(len(some.seeds), *shape)
+            for some in rows
+        ]
+    )
 
 
-def _adding(end: str, row: Mapping[str, Tensor]) -> Any:
-    def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return with_activation(output, activation(output) + row[end])
+def _switching(end: str, row: Mapping[str, Tensor], whole: bool) -> Any:
+    def switched_on(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return with_activation(output, row[end] if whole else activation(output) + row[end])
 
-    return add
+    return switched_on
 
 
 def _gradients(

@@ -212,7 +212,32 @@ def of_another_dtype(body: Graft) -> None:
     body.register_forward_pre_hook(lambda _, args: (args[0].double(),))
 
 
-@pytest.mark.parametrize("change", [hooked, parametrized, replaced, extended, of_another_dtype])
+class Unhashable:
+    """An activation that no dictionary takes."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+def strange(body: Graft) -> None:
+    """A body of somebody else's, whose activation nobody here knows."""
+    layers = body.two_layers()
+    assert layers is not None
+    body.two_layers = lambda: layers._replace(activation=torch.sin)  # type: ignore[method-assign]
+
+
+def unhashable(body: Graft) -> None:
+    layers = body.two_layers()
+    assert layers is not None
+    body.two_layers = lambda: layers._replace(activation=Unhashable())  # type: ignore[method-assign]
+
+
+CHANGES = [hooked, parametrized, replaced, extended, of_another_dtype, strange, unhashable]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_body_that_does_more_than_two_layers_is_called(change: Callable[[Graft], None]) -> None:
     seed = seed_of(LIBRARY["bottleneck_mlp"], (4, 12), torch.float32)
     assert isinstance(seed.body, Graft)
