@@ -78,12 +78,25 @@ def prepare(directory: Path) -> None:
     while log.replica_state.standing != "level" or log.replica_state.behind:
         time.sleep(0.005)
     # All that was acknowledged is on disk: what is there now is what a kill would leave.
-    shutil.copytree(area.path, directory / "killed")
+    copy_standing(area.path, directory / "killed")
     log.close()
     ended = FileLock(area.path / "server" / "server.lock")
     if not ended.acquire(timeout=30):
         raise SystemExit("the server of the prepared run does not end")
     ended.release()
+
+
+def copy_standing(source: Path, target: Path) -> None:
+    """Copy a directory once nothing comes and goes in it; the server still registers the run."""
+    for _ in range(1000):
+        try:
+            shutil.copytree(source, target)
+        except shutil.Error:
+            shutil.rmtree(target)
+            time.sleep(0.01)
+        else:
+            return
+    raise SystemExit(f"{source} does not come to rest")
 
 
 def all_flips(directory: Path) -> list[Flip]:

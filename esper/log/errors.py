@@ -98,5 +98,9 @@ class ServerError(LogError):
     """The embedded server could not be found, started or proved durable."""
 
 
+class ServerStartError(ServerError):
+    """The embedded server was started and ended, or told no address: its log says more."""
+
+
 class LogClosedError(LogError):
     """An event was appended after the log was closed or its run had ended."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from esper.log import supervisor
 from esper.log.endpoint import Endpoint
-from esper.log.errors import ServerError
+from esper.log.errors import ServerError, ServerStartError
 from esper.log.locks import FileLock
 from esper.log.nkey import UserKey
 
@@ -84,7 +84,7 @@ class EmbeddedServer:
             if endpoint is not None:
                 return endpoint
             if ours or time.monotonic() > deadline:
-                raise ServerError(self._diagnosis())
+                raise ServerStartError(self._diagnosis())
 
     def close(self) -> None:
         """Give the share up; safe to call twice."""
@@ -108,6 +108,7 @@ class EmbeddedServer:
         )
         launch = {
             "binary": str(find_binary()),
+            "patience": supervisor.START_SECONDS,
             "endpoint": {"seed": client.seed, "system_seed": system.seed},
         }
         _write_private(directory / "server.conf", config)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from esper.log.damaged import set_aside
+from esper.log.damaged import Kept, set_aside
 from esper.log.durability import prove_embedded
 from esper.log.endpoint import Endpoint
 from esper.log.errors import StoreUnavailableError
@@ -41,10 +40,10 @@ class EmbeddedSource:
                     raise
             time.sleep(_RETRY_SECONDS)
 
-    def set_aside(self) -> Path | None:
+    def set_aside(self) -> Kept | None:
         """Move the log's stream, which is damaged, out of the server's way, so that the next
-        connection begins it anew; its new place, None where it has no files. Raises ``LogError``
-        while others use the server."""
+        connection begins it anew; None where it has no files. Raises ``ServerError`` while others
+        use the server."""
         self._server.close()
         return set_aside(self._server.directory, stream_name(self._log))
 

@@ -76,12 +76,12 @@ def start(
 def publish(launch: dict[str, Any], directory: Path, child: subprocess.Popen[bytes]) -> None:
     """Wait for the server's port and tell it to clients, in a file that appears whole."""
     ports = directory / "ports" / f"{Path(launch['binary']).name}_{child.pid}.ports"
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + launch["patience"]
     while (url := read_port(ports)) is None:
         if child.poll() is not None:
             raise SystemExit(f"nats-server ended with status {child.returncode} at its start")
         if time.monotonic() > deadline:
-            raise SystemExit(f"nats-server told no port within {START_SECONDS:g} s")
+            raise SystemExit(f"nats-server told no port within {launch['patience']:g} s")
         time.sleep(0.005)
     endpoint = {**launch["endpoint"], "url": url, "pid": child.pid, "supervisor": os.getpid()}
     partial = directory / "endpoint.json.part"

@@ -9,18 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.flip_campaign import LOG, STREAM, Flip, all_flips, copy_in, prepare, trial
+from benchmarks.flip_campaign import (
+    LOG,
+    STREAM,
+    Flip,
+    all_flips,
+    copy_in,
+    prepare,
+    segments_of,
+    trial,
+)
 from esper.log.damaged import DAMAGED
-from esper.log.errors import ConflictError, DamagedStoreError, LogError, ServerError
+from esper.log.errors import (
+    ConflictError,
+    DamagedStoreError,
+    LogError,
+    ServerError,
+    ServerStartError,
+)
 from esper.log.journal import JournalStore
 from esper.log.repair import repair_replica
 from esper.log.run import open_run_log
 from esper.log.sources import source_for
 from esper.log.workspace import Workspace
-from support.log_runs import UserServer, sealed
+from support.log_runs import UserServer, plateau, sealed, started, wait_until
 
-SAMPLE = 1999
-"""A prime: the bits that are flipped lie anywhere in their bytes."""
+PATIENCE = 4.0
+"""Seconds for a server to start: one that meets an absurd sequence in its store never ends."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +62,11 @@ def flip(path: Path, byte: int) -> None:
     path.write_bytes(data)
 
 
+def second_record(messages: Path) -> int:
+    """Where the second message begins in a file of the server's: each begins with its length."""
+    return int.from_bytes(messages.read_bytes()[:4], "little") & 0x7FFFFFFF
+
+
 def moved(area: Workspace) -> list[str]:
     return [path.name for path in (area.path / "server" / DAMAGED).glob("*")]
 
@@ -71,6 +91,41 @@ def test_a_lost_message_makes_the_stream_anew_and_keeps_what_was_there(
     kept = area.path / "server" / DAMAGED / f"ESPER_RUN_{LOG}-0" / "msgs" / "1.blk"
     assert kept.read_bytes() == bytes_found
     assert repair_replica(run_dir, area).replaced == ""
+
+
+@pytest.mark.parametrize(
+    ("byte", "reason"),
+    [(9, "did not start"), (37, "segment 1 is none")],
+    ids=["its sequence", "where its headers end"],
+)
+def test_what_no_checksum_of_the_server_covers_is_repaired(
+    byte: int, reason: str, run_dir: Path, area: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.log.supervisor.START_SECONDS", PATIENCE)
+    messages = area.path / STREAM / "msgs" / "1.blk"
+    flip(messages, second_record(messages) + byte)
+    done = repair_replica(run_dir, area)
+    assert reason in done.replaced
+    assert done.sent == done.segments
+    assert copy_in(area) == segments_of(run_dir)
+
+
+def test_a_stream_that_is_not_to_blame_is_put_back(
+    run_dir: Path, area: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_run_log(tmp_path / "other", log_id="other", workspace=area)
+    other.append(started(area.key(), "other"), plateau(1))
+    for step in range(2):
+        other.append(plateau(step)).wait(30)
+    assert other.close(60).behind == 0
+    monkeypatch.setattr("esper.log.supervisor.START_SECONDS", PATIENCE)
+    messages = area.path / STREAM.with_name("ESPER_RUN_other") / "msgs" / "1.blk"
+    wait_until(lambda: not (area.path / "server" / "endpoint.json").exists())
+    flip(messages, second_record(messages) + 9)
+    with pytest.raises(ServerStartError):
+        repair_replica(run_dir, area)
+    assert moved(area) == []
+    assert (area.path / STREAM / "msgs" / "1.blk").exists()
 
 
 def test_another_history_on_the_server_is_no_damage(run_dir: Path, area: Workspace) -> None:
