@@ -26,8 +26,15 @@ _FINGERPRINT_CHARACTERS = len("ed25519:") + 12
 )
 @nats_option
 @workspace_option
+@click.option(
+    "--admit",
+    "key_file",
+    metavar="KEY",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="First let the owner of this public key register runs as well.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def runs(nats: str | None, workspace: Path | None, as_json: bool) -> None:
+def runs(nats: str | None, workspace: Path | None, key_file: Path | None, as_json: bool) -> None:
     """List the runs that are registered on a server, oldest first.
 
     EVENTS is how far the run had come when that was last recorded. STATE is what the server's copy
@@ -35,9 +42,14 @@ def runs(nats: str | None, workspace: Path | None, as_json: bool) -> None:
     verified but the registry: `esper verify --registry` does that.
     """
     from esper.log.census import look
+    from esper.log.registry import admit_writer
+    from esper_events.command import trusted_key
 
+    key = trusted_key(key_file, "--admit")
     with registry_of(nats, workspace) as (registry, place):
         registry.refresh()
+        if key is not None:
+            admit_writer(registry, place, key)
         found = [_row(look(registry, run), place) for run in registry.runs.values()]
     if as_json:
         click.echo(json.dumps({"registry": registry.name, "runs": found}))

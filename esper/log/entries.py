@@ -70,6 +70,7 @@ def _introduction(admission: RegistryAdmission, signer: Signer) -> tuple[Registr
     if certificate is None:
         raise LogError(
             f"{key.public.fingerprint} may not write in the registry: "
-            f"{admission.root.fingerprint}, which admits its writers, has not certified it"
+            f"{admission.root.fingerprint}, which admits its writers, has not certified it (its "
+            "workspace can: `esper runs --admit KEY`)"
         )
     return (WriterAdmitted(time=now, certificate=certificate),)

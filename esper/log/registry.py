@@ -11,21 +11,25 @@ from pathlib import Path
 
 from esper.log.entries import Signer
 from esper.log.errors import ConflictError, LogError, StoreUnavailableError
+from esper.log.keyring import ROOT
 from esper.log.seen import SeenSegments
 from esper.log.shared_log import SharedLog
 from esper.log.sources import source_for
 from esper.log.store import RemoteStore, SharedStore, Store
 from esper.log.workspace import Workspace
+from esper_events.certificate import Role, certify
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.codec import decode_event
-from esper_events.errors import EsperEventsError
+from esper_events.errors import EsperEventsError, KeyFileError
 from esper_events.events import RunStarted
+from esper_events.keys import PublicKey
 from esper_events.reader import read_checkpoint
 from esper_events.registry import (
     REGISTRY,
     HeadRecorded,
     RegistryEvent,
     RunRegistered,
+    WriterAdmitted,
 )
 from esper_events.registry_rules import RegisteredRun
 from esper_events.segment import open_segment, segment_hash
@@ -59,6 +63,31 @@ def signer_of(workspace: Workspace) -> Signer:
     key = workspace.key()
     certificate = workspace.credentials().certificate or None
     return Signer(key, certificate, partial(workspace.vouched_by, log=REGISTRY))
+
+
+def admit_writer(registry: SharedLog, workspace: Workspace, key: PublicKey) -> None:
+    """Let the owner of ``key`` write in ``registry``; nothing is written where that may already.
+
+    Raises ``LogError`` where ``workspace`` does not have the key that admits writers.
+    """
+    registry.refresh()
+    names = (ROOT, *workspace.keys.line())
+    try:
+        held = {workspace.keys.public(name): name for name in names if workspace.keys.has(name)}
+        if registry.root is None:
+            raise LogError(f"{registry.name}: there is no registry yet, its first run begins it")
+        if registry.root not in held:
+            raise LogError(
+                f"{registry.name}: {registry.root.fingerprint} admits writers to the registry, and "
+                f"that key is not in {workspace.keys.path}"
+            )
+        root = workspace.keys.load(held[registry.root])
+    except KeyFileError as error:
+        raise LogError(f"a key of the workspace cannot be used: {error}") from error
+    admission = WriterAdmitted(
+        time=time.time(), certificate=certify(root, key, Role.TRAINER, REGISTRY)
+    )
+    registry.update(lambda _: [] if registry.admits(key) else [admission])
 
 
 def seen_in(workspace: Workspace, server: str) -> SeenSegments:

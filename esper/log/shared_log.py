@@ -22,6 +22,7 @@ from esper.log.errors import (
 from esper.log.seen import SeenSegments
 from esper.log.store import SharedSource, SharedStore
 from esper_events.errors import ChainError
+from esper_events.keys import PublicKey
 from esper_events.registry import RegistryEvent, RegistryRecord
 from esper_events.registry_chain import RegistryVerifier
 from esper_events.registry_rules import RegisteredRun
@@ -90,6 +91,15 @@ class SharedLog:
     def runs(self) -> Mapping[str, RegisteredRun]:
         """The runs that were read so far, with their heads, by log id."""
         return self._chain.admission.rules.runs
+
+    @property
+    def root(self) -> PublicKey | None:
+        """The key that admits writers; None where the registry has not begun."""
+        return self._chain.admission.root
+
+    def admits(self, key: PublicKey) -> bool:
+        """Whether ``key`` may write."""
+        return self._chain.admission.writer(key.id) is not None
 
     def records(self) -> Sequence[RegistryRecord]:
         """What was read so far, in order, without asking the server."""

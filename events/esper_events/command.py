@@ -82,8 +82,8 @@ def main(
     sys.exit(0 if report.ok else 1)
 
 
-def trusted_key(key_file: Path | None) -> PublicKey | None:
-    """The key in the file that ``--key`` names.
+def trusted_key(key_file: Path | None, option: str = "--key") -> PublicKey | None:
+    """The key in the file that ``option`` names.
 
     Raises:
         click.BadParameter: there is none in it.
@@ -91,7 +91,7 @@ def trusted_key(key_file: Path | None) -> PublicKey | None:
     try:
         return None if key_file is None else PublicKey.load(key_file)
     except EsperEventsError as error:
-        raise click.BadParameter(str(error), param_hint="--key") from error
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def _registry(path: Path) -> Mapping[str, RegisteredRun]:

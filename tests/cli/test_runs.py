@@ -233,6 +233,26 @@ def test_an_auditor_needs_no_server(
     assert (found.exit_code, "the signature does not fit" in found.output) == (2, True)
 
 
+def test_a_key_is_admitted_by_who_began_the_registry(
+    tmp_path: Path, told: Told, workspace: Workspace, server: UserServer
+) -> None:
+    other = Workspace(tmp_path / "other")
+    key = tmp_path / "other.pub"
+    other.key().public.save(key)
+    code, line = told("runs", "--admit", key)
+    assert (code, "its first run begins it" in line) == (3, True)
+    train(tmp_path / "digits", workspace, server)
+    train(tmp_path / "refused", other, server)
+    code, line = told("runs", "--admit", key, "--workspace", other.path)
+    assert (code, "admits writers to the registry, and that key is not in" in line) == (3, True)
+    for _ in range(2):
+        assert told("runs", "--admit", key)[0] == 0
+    train(tmp_path / "welcome", other, server)
+    runs = told.json("runs")["runs"]
+    assert isinstance(runs, list)
+    assert [run["run"] for run in runs] == ["digits", "welcome"]
+
+
 def test_what_the_registry_lost_is_given_back(
     run: Path, told: Told, workspace: Workspace, server: UserServer
 ) -> None:
