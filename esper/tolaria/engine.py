@@ -85,13 +85,16 @@ class Engine:
         """Whether nothing is on trial or held back, and nothing decided but that seeds cool down:
         what there is to remember is small then. And whether the host is well, for all one knows."""
         settled = self.transitions.quiet and self.decisions.quiet
-        proven = self._rollbacks is None or not self._rollbacks.on_probation
-        return settled and proven and not (self._nursery or self._asking or self._ailing)
+        unwell = self._rollbacks is not None and (self.watch.spoilt or self._rollbacks.on_probation)
+        return settled and not unwell and not (self._nursery or self._asking or self._ailing)
 
     @property
     def _ailing(self) -> bool:
         """Whether the host is spoilt, and can be brought back, or is about to be."""
-        return self._rollbacks is not None and bool(self.watch.spoilt or self._rollbacks)
+        if self._rollbacks is None:
+            return False
+        curable = self.watch.spoilt and not self._rollbacks.none_left
+        return bool(curable or self._rollbacks)
 
     def snapshot(self) -> dict[str, Any]:
         """All that it remembers from one safe point to the next while it is quiet."""

@@ -44,6 +44,8 @@ class Rollbacks:
         self._times = Counter[int]()
         self._open: _Decided | None = None
         self._back: tuple[int, int] | None = None
+        self.none_left = False
+        """Whether there was nothing to go back to when the host was last looked at."""
 
     def __bool__(self) -> bool:
         """Whether one is decided and waits for the log."""
@@ -56,6 +58,7 @@ class Rollbacks:
 
     def judged(self, step: int, *, spoilt: bool) -> None:
         """Hear what an observation at ``step`` has found."""
+        self.none_left &= spoilt
         if self._back is None:
             return
         back_at, to_step = self._back
@@ -76,10 +79,17 @@ class Rollbacks:
         """Decide to go back to the newest checkpoint that is left; ``seeds`` is what there is to
         remember of the seeds now: the host must have had the same fossils then.
 
+        Where there never was one the host goes on as it is.
+
         Raises:
             SpoiltError: none is left.
         """
-        kept, file = self._told() or self._newest(reason, seeds)
+        found = self._told() if self._following else self._newest(reason, seeds)
+        if found is None:
+            self.none_left = True
+            _logger.warning("step %d: %s; there is no checkpoint to go back to", step, reason)
+            return
+        kept, file = found
         self._times[kept.step] += 1
         decided = RollbackDecided(
             time=time.time(), step=step, to_step=kept.step, file=file, reason=reason
@@ -106,8 +116,14 @@ class Rollbacks:
         _logger.warning("step %d: the host is back at its state of step %d", step, to_step)
         return True
 
+    @property
+    def _following(self) -> bool:
+        """Whether this run is resumed, and does what its log tells."""
+        log = self._context.log
+        return isinstance(log, CatchUpLog) and log.behind > 0
+
     def _told(self) -> tuple[Kept, str] | None:
-        """The checkpoint that the log of before tells of here, in a run that is resumed."""
+        """The checkpoint that the log of before tells of here, and its file."""
         log = self._context.log
         told = log.ahead if isinstance(log, CatchUpLog) else None
         if not isinstance(told, RollbackDecided):
@@ -119,16 +135,20 @@ class Rollbacks:
                 f"the run went back to the checkpoint of step {told.to_step} here, and {error}"
             ) from error
 
-    def _newest(self, reason: str, seeds: Mapping[str, Any]) -> tuple[Kept, str]:
-        limit = self._context.settings.rollbacks
+    def _newest(self, reason: str, seeds: Mapping[str, Any]) -> tuple[Kept, str] | None:
+        """The newest that fits and has not been gone back to too often."""
+        spent = []
         for written, kept in self._checkpoints.regular(self._context.log.records()):
-            if self._times[kept.step] < limit and self._fits(kept, seeds):
-                return kept, written.file
-        spent = ", ".join(f"{n} times to step {step}" for step, n in sorted(self._times.items()))
-        raise SpoiltError(
-            f"{reason}, and no checkpoint is left to go back to ({spent or 'there is none'}): "
-            "look at the learning rate and at the data there; rollbacks = 0 lets a run go on so"
-        )
+            if self._fits(kept, seeds):
+                if self._times[kept.step] < self._context.settings.rollbacks:
+                    return kept, written.file
+                spent.append(f"{self._times[kept.step]} times to step {kept.step}")
+        if spent:
+            raise SpoiltError(
+                f"{reason}, and no checkpoint is left to go back to ({', '.join(spent)}): look at "
+                "the learning rate and at the data there; rollbacks = 0 lets a run go on so"
+            )
+        return None
 
     def _fits(self, kept: Kept, seeds: Mapping[str, Any]) -> bool:
         if _grown(kept.seeds["seeds"]) != _grown(seeds):
