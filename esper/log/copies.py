@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,7 +14,16 @@ from esper.log.bucket import ObjectBucket
 from esper.log.circuit import Circuit, State
 from esper.log.errors import LogError
 from esper.log.jetstream import JetStreamStore
-from esper.log.objects import DIRECTORY, ObjectError, path_of, read_object
+from esper.log.objects import (
+    CHECKPOINTS,
+    DIRECTORY,
+    KEPT_CHECKPOINTS,
+    checkpoint_name,
+    named_checkpoints,
+    named_objects,
+    path_of,
+)
+from esper_events.events import Record
 
 _COOLDOWN_SECONDS = 20.0
 
@@ -31,14 +41,13 @@ class ObjectSource(Protocol):
         """A fresh connection, by the run's own stream; raises ``LogError``."""
 
 
-def bring(bucket: ObjectBucket, there: set[str], directory: Path, digest: str) -> Brought:
-    """Have the object ``digest`` both in ``directory`` and in ``bucket``, which has ``there``; from
-    which to which it had to be copied.
+def bring(bucket: ObjectBucket, there: set[str], path: Path, digest: str) -> Brought:
+    """Have the bytes of this digest both in the file ``path`` and in ``bucket``, which has
+    ``there``; from which to which they had to be copied.
 
     Raises ``LogError`` or ``OSError``.
     """
-    path = path_of(directory, digest)
-    if not _is_whole(directory, digest):
+    if not _is_whole(path, digest):
         return "fetched" if digest in there and bucket.fetch(digest, path) else "missing"
     if digest in there:
         return "there"
@@ -47,12 +56,26 @@ def bring(bucket: ObjectBucket, there: set[str], directory: Path, digest: str) -
     return "sent"
 
 
-def _is_whole(directory: Path, digest: str) -> bool:
+def complete(bucket: ObjectBucket, run_dir: Path, records: Sequence[Record]) -> Counter[Brought]:
+    """Have on both sides what ``records`` name: every object, and the newest checkpoints.
+
+    Raises ``LogError`` or ``OSError``.
+    """
+    there, directory = bucket.digests(), run_dir / DIRECTORY
+    files = [(path_of(directory, digest), digest) for digest in named_objects(records)]
+    files += [
+        (run_dir / CHECKPOINTS / checkpoint_name(event.step), event.file)
+        for event in named_checkpoints(records)[-KEPT_CHECKPOINTS:]
+    ]
+    return Counter(bring(bucket, there, path, digest) for path, digest in files)
+
+
+def _is_whole(path: Path, digest: str) -> bool:
     try:
-        read_object(directory, digest)
-    except ObjectError:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except FileNotFoundError:
         return False
-    return True
 
 
 class ObjectCopies:
@@ -91,7 +114,8 @@ class ObjectCopies:
         """Bring all that was added, as far as the server lets it; on the replica's thread."""
         while self._todo and self._allowed():
             try:
-                bring(self._opened(), self._there, self._directory, self._todo[0])
+                digest = self._todo[0]
+                bring(self._opened(), self._there, path_of(self._directory, digest), digest)
             except (LogError, OSError) as error:
                 self.close()
                 self._failed(error)

@@ -40,7 +40,8 @@ GENESIS = bytes(32)
 DOMAIN = b"esper.segment.v1\x00"
 """Prefix of the signed bytes: a signature over a segment means nothing anywhere else."""
 
-_MAGIC = b"esperseg"
+MAGIC = b"esperseg"
+"""First bytes of every segment."""
 _VERSION = 1
 _HEADER = struct.Struct(">8sH17sQQ32sB")
 _KEY_ID = slice(10, 27)
@@ -93,7 +94,7 @@ def seal(
     for event in events:
         _check_event_length(len(event), 0)
     name = log.encode("ascii")
-    fields = (_MAGIC, _VERSION, key.public.id, epoch, first_index, previous, len(name))
+    fields = (MAGIC, _VERSION, key.public.id, epoch, first_index, previous, len(name))
     parts = [_HEADER.pack(*fields), name, _COUNT.pack(len(events))]
     for event in events:
         parts += (_COUNT.pack(len(event)), event)
@@ -115,7 +116,7 @@ def open_segment(data: bytes) -> Segment:
     if end < _HEADER.size:
         raise SegmentError(f"{len(data)} bytes are too few for a segment")
     magic, version, key_id, epoch, first_index, previous, name_length = _HEADER.unpack_from(data)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise SegmentError("does not begin like a segment")
     if version != _VERSION:
         raise SegmentError(f"segment format {version}, this verifier knows {_VERSION}", 8)
