@@ -17,10 +17,12 @@ from esper_events.events import (
     BreakerChanged,
     Event,
     GateMeasured,
+    HostRolledBack,
     LatticeDeclared,
     PlateauDetected,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunEnded,
     RunStarted,
     TransitionApplied,
@@ -200,6 +202,38 @@ def test_plain_lines_tell_progress_by_tenths() -> None:
     assert lines[10] == "step 100   loss 0.0100  held-out 50.0 %"
     assert lines[13] == "step 100   seed 3 (widen in layer1..head) training -> grafting: it is time"
     assert lines[-2:] == ["== host alone: 100 steps", "step 100   loss 0.1250  held-out 99.5 %"]
+
+
+def test_breakers_that_are_not_closed_are_shown_until_they_are() -> None:
+    out = io.StringIO()
+    plain = PlainView(Console(file=out, width=40))
+    states = [{"log": "closed"}, {"log": "open", "objects": "closed"}, {"log": "open"}]
+    for told_states in (*states, {"log": "half-open", "objects": "open"}, {"log": "closed"}):
+        plain.breakers(told_states)
+    waits = "growth waits, training goes on"
+    assert out.getvalue().splitlines() == [
+        f"circuit breaker log open: {waits}",
+        f"circuit breaker log half-open: {waits}; circuit breaker objects open",
+        "all circuit breakers are closed again",
+    ]
+    screen = io.StringIO()
+    live = LiveView(Console(file=screen, force_terminal=True, width=120, color_system=None))
+    with live.live:
+        live.breakers({"log": "open"})
+    assert f"circuit breaker log open: {waits}" in screen.getvalue()
+    last = io.StringIO()
+    print_summary(outcome(breakers={"log": "open", "objects": "closed"}), Console(file=last))
+    assert "circuit breaker log: open" in last.getvalue()
+    assert "objects" not in last.getvalue()
+
+
+def test_the_story_of_a_host_that_went_back() -> None:
+    decided_back = RollbackDecided(time=0.0, step=55, to_step=40, file="f", reason="loss is nan")
+    back = HostRolledBack(time=0.0, step=56, to_step=40, weights="w")
+    assert told(decided_back, back) == [
+        "step 55    the host is spoilt: loss is nan",
+        "step 56    the host is back at step 40, 16 steps lost",
+    ]
 
 
 def test_warnings_are_lines_of_the_view(capsys: pytest.CaptureFixture[str]) -> None:

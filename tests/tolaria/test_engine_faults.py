@@ -180,6 +180,8 @@ def test_a_failed_journal_stops_growth_and_not_training(
     assert engine.decisions.lapsed >= 3
     assert engine.lattice.seeds == {}
     assert same(bits(loop), plain(80))
+    warned = [r.getMessage() for r in caplog.records if "nothing grows any more" in r.getMessage()]
+    assert len(warned) == 1, "at once, and once"
 
 
 def test_a_journal_that_fails_during_a_graft_leaves_model_and_log_in_step() -> None:
@@ -227,6 +229,7 @@ def test_a_disk_that_hangs_opens_the_breaker_until_it_answers() -> None:
         if engine.decisions.lapsed >= 2:
             break
     lapsed = engine.decisions.lapsed
+    assert growth.breakers == {"log": "open"}, "seen while the log takes no event that says so"
     loop.run(15)
     assert (engine.decisions.lapsed, engine.lattice.seeds) == (lapsed, {})  # Nothing was tried.
     store.open.set()
@@ -237,6 +240,7 @@ def test_a_disk_that_hangs_opens_the_breaker_until_it_answers() -> None:
         if engine.lattice.seeds:
             break
     growth.close()
+    assert growth.breakers == {"log": "closed"}
     states = [e.state for e in events(growth, BreakerChanged)]
     assert states[:1] == ["open"]
     assert states[-2:] == ["half-open", "closed"]
