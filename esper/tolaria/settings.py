@@ -35,7 +35,8 @@ class GrowthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     - ``explosion``: a training loss above this multiple of its running mean culls the seed.
       A held-out loss above this multiple of the worst before counts as a spoilt host.
     - ``rollbacks``: times that a spoilt host goes back to one checkpoint, where the run keeps any,
-      before the one before that is taken; without one left the run fails. 0: it is left alone.
+      before the one before that is taken; with none left the run fails. Where there never was one,
+      and with 0, it goes on as it is.
     - ``min_effect``: relative reduction of held-out loss that the fork gate asks for.
     - ``error_budget``: chance that a run keeps any seed that is worth nothing; test ``k`` spends
       ``6 / (pi * k)**2`` of it.
