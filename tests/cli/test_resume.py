@@ -62,6 +62,19 @@ def test_a_run_cut_anywhere_ends_as_the_whole_one(
     assert resumed(directory, run.name, first) >= wanted
 
 
+def test_a_run_goes_on_under_the_key_that_its_workspace_signs_with_since(
+    whole: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    directory, first = whole
+    size = (directory / "whole" / "journal" / "segments").stat().st_size
+    cut(directory, "left", int(0.97 * size)).rename(tmp_path / "left")
+    shutil.copytree(directory / "workspace" / "keys", tmp_path / "workspace" / "keys")
+    assert esper(tmp_path, "keys", "rotate").returncode == 0
+    assert resumed(tmp_path, "left", first) >= 390
+    told = esper(tmp_path, "show", "--all", "left").stdout
+    assert told.count("trainer's key rotated to ed25519:") == 1
+
+
 def killed(directory: Path, name: str, moment: Callable[[Path, str], bool]) -> None:
     """Start a run, and kill it when ``moment`` has come, asked of its directory and its story."""
     story = directory / f"{name}.txt"
