@@ -1,12 +1,14 @@
-"""Completing the server's copy of a run after the run has ended."""
+"""Completing the two copies of a run, each from the other, when nobody is writing it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from esper.log.copies import complete
 from esper.log.damaged import Kept
 from esper.log.errors import (
     ConflictError,
@@ -15,7 +17,10 @@ from esper.log.errors import (
     LogError,
     ServerStartError,
 )
+from esper.log.jetstream import JetStreamStore
 from esper.log.journal import writer_lock
+from esper.log.objects import named_checkpoints, named_objects
+from esper.log.rebuild import log_of, rebuild_journal
 from esper.log.registry import register
 from esper.log.sources import EmbeddedSource, UserSource, source_for
 from esper.log.store import SharedStore
@@ -23,6 +28,7 @@ from esper.log.stream import stream_name
 from esper.log.workspace import Workspace
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError, SegmentError, cause
+from esper_events.events import Record
 from esper_events.framing import JOURNAL, LENGTH, read_frames
 from esper_events.reader import LogReader
 from esper_events.segment import open_segment, segment_hash
@@ -35,7 +41,9 @@ class Repair:
     ``damage`` tells why the journal was good only up to there; "" when it was whole. ``replaced``
     tells what was wrong with the server's copy where it had to be made anew, and where the damaged
     one lies now; "" where it had not. ``unregistered`` tells why the registry does not have the
-    run, or not as much of it; "" where it has.
+    run, or not as much of it; "" where it has. ``rebuilt`` tells how the journal was made anew from
+    what the server has, and ``objects`` which objects and checkpoints had to be copied, or are
+    nowhere; "" where there was nothing to do.
     """
 
     server: str
@@ -44,6 +52,8 @@ class Repair:
     damage: str = ""
     replaced: str = ""
     unregistered: str = ""
+    rebuilt: str = ""
+    objects: str = ""
 
     def __str__(self) -> str:
         done = (
@@ -54,17 +64,23 @@ class Repair:
         text = f"{done}; {self.server} holds all {self.segments}, equal to the journal's"
         if self.replaced:
             text = f"the server's copy was damaged: {self.replaced}; {text}"
+        if self.rebuilt:
+            text = f"{self.rebuilt}; {text}"
+        if self.objects:
+            text = f"{text}; {self.objects}"
         if self.unregistered:
             text = f"{text}; it is not on record in the registry: {self.unregistered}"
         return f"{text}; the journal is damaged behind them: {self.damage}" if self.damage else text
 
 
 def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None) -> Repair:
-    """Send the segments that the server lacks, after comparing every one that it holds.
+    """Send the segments that the server lacks, after comparing every one that it holds; make the
+    journal anew where the server holds more of it than is good here. Objects that the log names,
+    and its newest checkpoints, are copied to where they are missing.
 
-    The server is the workspace's own, or the user's at the URL ``nats``. The journal is only
-    read. Raises ``LogError``: no journal, a run that is still being written, a server that does
-    not answer, or one that holds something else.
+    The server is the workspace's own, or the user's at the URL ``nats``. A journal that gives way
+    stays beside the new one. Raises ``LogError``: no journal, a run that is still being written, a
+    server that does not answer, or one that holds something else.
     """
     path = run_dir / JOURNAL
     try:
@@ -81,36 +97,66 @@ def repair_replica(run_dir: Path, workspace: Workspace, nats: str | None = None)
 
 
 def _repair(path: Path, workspace: Workspace, nats: str | None) -> Repair:
-    log, hashes, damage = _survey(path)
+    log = log_of(path)
     source = source_for(log, workspace, nats)
     replaced = ""
     try:
         try:
-            sent, unregistered = _send(source, path, hashes, workspace)
+            done = _exchange(source, path, workspace)
         except (DamagedStoreError, ServerStartError) as error:
             _require_whole(path.parent.parent, error)
             kept = _set_aside(source, log, error)
             try:
-                sent, unregistered = _send(source, path, hashes, workspace)
+                done = _exchange(source, path, workspace)
             except ServerStartError:  # for a reason that is not in this stream
                 kept.put_back()
                 raise
             replaced = f"{error}; its files lie in {kept.now} now"
     finally:
         source.close()
-    return Repair(source.name, len(hashes), sent, damage, replaced, unregistered)
+    return replace(done, replaced=replaced)
 
 
-def _send(
-    source: EmbeddedSource | UserSource, path: Path, hashes: list[bytes], workspace: Workspace
-) -> tuple[int, str]:
-    """How many segments the server lacked, and why the registry could not be told."""
+def _exchange(source: EmbeddedSource | UserSource, path: Path, workspace: Workspace) -> Repair:
+    """Bring each side what only the other has."""
     store = source.connect()
     try:
-        sent = _complete(store, path, hashes)
-        return sent, _register(store, source.name, path, len(hashes), workspace)
+        hashes, damage = _survey(path)
+        rebuilt, state = None, f"damaged ({damage})" if damage else "cut short"
+        if store.count > len(hashes):
+            rebuilt = rebuild_journal(path, list(store.read()))
+            hashes, damage = _survey(path)
+        if not hashes:
+            raise JournalError(f"{JOURNAL} holds no valid segment: {damage or 'it is empty'}")
+        return Repair(
+            source.name,
+            len(hashes),
+            _complete(store, path, hashes),
+            damage,
+            rebuilt="" if rebuilt is None else f"the journal was {state}: {rebuilt}",
+            objects=_bring_objects(store, path),
+            unregistered=_register(store, source.name, path, len(hashes), workspace),
+        )
     finally:
         store.close()
+
+
+def _bring_objects(store: JetStreamStore, path: Path) -> str:
+    """What became of the objects and checkpoints that the log names; "" where all are on both
+    sides."""
+    chain, records = ChainVerifier(), list[Record]()
+    with suppress(ChainError):  # Behind a damaged segment nothing is known to be named.
+        for at, segment in _frames(path):
+            records += chain.accept(segment, at)
+    if not (named_objects(records) or named_checkpoints(records)):
+        return ""
+    try:
+        done = complete(store.objects(), path.parent.parent, records)
+    except LogError as error:
+        return f"objects were not compared: {error}"
+    told = (f"{done[what]} {what}" for what in ("sent", "fetched", "missing") if done[what])
+    text = ", ".join(told)
+    return f"objects: {text}" if text else ""
 
 
 def _register(store: SharedStore, server: str, path: Path, count: int, workspace: Workspace) -> str:
@@ -147,8 +193,8 @@ def _require_whole(run_dir: Path, damage: LogError) -> None:
         ) from error
 
 
-def _survey(path: Path) -> tuple[str, list[bytes], str]:
-    """The log id, the hashes of the good segments, and what ended them."""
+def _survey(path: Path) -> tuple[list[bytes], str]:
+    """The hashes of the good segments, and what ended them."""
     chain, hashes, damage = ChainVerifier(), [], ""
     try:
         for at, segment in _frames(path):
@@ -156,9 +202,7 @@ def _survey(path: Path) -> tuple[str, list[bytes], str]:
             hashes.append(segment_hash(segment))
     except ChainError as error:
         damage = str(error)
-    if not hashes:
-        raise JournalError(f"{JOURNAL} holds no valid segment: {damage or 'it is empty'}")
-    return chain.log, hashes, damage
+    return hashes, damage
 
 
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -169,11 +213,6 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _complete(store: SharedStore, path: Path, hashes: list[bytes]) -> int:
     held = store.count
-    if held > len(hashes):
-        raise ConflictError(
-            f"the server holds {held} segments, the journal {len(hashes)} good ones: the journal "
-            "is the damaged copy; nothing was sent"
-        )
     for position, segment in enumerate(store.read()):
         if segment_hash(segment) != hashes[position]:
             _tell_apart(position, segment)
