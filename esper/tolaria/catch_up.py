@@ -205,7 +205,7 @@ class CatchUpLog:
         return self._log.close()
 
     def _follow(self, event: Event, record: Record) -> LoggedTicket:
-        if _followed(event) != _followed(record.event):
+        if _timeless(event) != _timeless(record.event):
             raise CatchUpError(
                 f"at step {self.step} the resumed run tells {_brief(event)}, but record "
                 f"{record.index} of its log is {_brief(record.event)}; model, data, settings, "
@@ -240,10 +240,7 @@ class CatchUpLog:
         return None, True
 
 
-def _followed(event: Event) -> bytes:
-    """All that there is to compare: not when it was told, and not whose key the run began with."""
-    if isinstance(event, RunStarted):
-        event = msgspec.structs.replace(event, trainer_key=b"", certificate=msgspec.UNSET)
+def _timeless(event: Event) -> bytes:
     return encode_event(msgspec.structs.replace(event, time=0.0))
 
 
