@@ -56,7 +56,8 @@ def _row(name: str, job: JobState, queue: JobQueue) -> dict[str, object]:
         "run": job.log or None,
         "expired": job.expired,
         "outcome": job.outcome or None,
-        "reason": "" if job.state == "leased" else job.reason,
+        # What was told of an earlier lease is no reason for how things stand now.
+        "reason": "" if job.state == "leased" or job.outcome == "completed" else job.reason,
         "step": None if told is None else told.step,
         "steps": None if told is None else told.steps,
         "loss": None if told is None else told.loss,
