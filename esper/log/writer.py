@@ -51,7 +51,7 @@ def _refusal(chain: ChainVerifier, key: PublicKey, *, rises: bool) -> str | None
     """Why ``key`` cannot write next, if only that the trainer's key is rotated to it; who takes the
     run over in a higher epoch is held to what that event says."""
     authority = chain.authority
-    bound = authority.distrusted()
+    bound = authority.distrust.first()
     if bound is not None and key != authority.root:
         return f"from event {bound.since} on it is not to be trusted, signed by {bound}"
     if rises or not chain.segments or authority.may_write(key):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from esper_events.chain import Chain
+from esper_events.any_chain import Chain
 from esper_events.errors import ChainError
 from esper_events.examine import Examined
 from esper_events.framing import LENGTH

@@ -4,12 +4,12 @@ root behind that, and the keys that the root certifies or revokes."""
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
 from esper_events.certificate import Certificate, Role, check_certificate
 from esper_events.checkpoint import SignedCheckpoint
+from esper_events.distrust import Distrust
 from esper_events.errors import CertificateError, PublicKeyError, RevocationError
 from esper_events.events import (
     OF_WRITERS,
@@ -25,8 +25,7 @@ from esper_events.events import (
 )
 from esper_events.keys import PublicKey
 from esper_events.place import Place
-from esper_events.revocation import Revocation, check_revocation, since_when
-from esper_events.tenure import Bound, Tenure
+from esper_events.tenure import Tenure
 
 MAY_WRITE: dict[Role, frozenset[type[Event]]] = {
     Role.ROOT: frozenset({KeyCertified, KeyRevoked}),
@@ -41,21 +40,18 @@ class Authority:
     """Follows one log from its first event, beside `esper_events.rules.Rules`.
 
     Attributes: ``root``, the root key that vouches for the trainer's, None in a log without one;
-    ``tenures``, the trainer's keys one after the other; ``bounds``, of the keys that were revoked.
+    ``tenures``, the trainer's keys one after the other; ``distrust``, of keys that were revoked.
     """
 
     def __init__(self) -> None:
         self.root: PublicKey | None = None
         self.tenures: list[Tenure] = []
-        self.bounds: list[Bound] = []
+        self.distrust = Distrust()
         self._keys: dict[bytes, tuple[PublicKey, Role]] = {}
         self._former: dict[bytes, tuple[PublicKey, str]] = {}
         """Keys that may write no more, and why."""
         self._barred: set[bytes] = set()
         """Those of them that never come back."""
-        self._revocations: list[Revocation] = []
-        self._last: dict[bytes, int] = {}
-        """The last event that each key signed."""
 
     @property
     def trainer(self) -> PublicKey | None:
@@ -87,24 +83,6 @@ class Authority:
         """The trainer's key in force after the first ``size`` events."""
         return next((t for t in reversed(self.tenures) if t.since < size), None)
 
-    def bound(self, key: PublicKey) -> Bound | None:
-        """From where on ``key`` is not to be trusted, if it was revoked."""
-        of_key = [bound for bound in self.bounds if bound.key == key]
-        return min(of_key, key=lambda bound: bound.since, default=None)
-
-    def heed(self, told: Sequence[Revocation], log: str) -> None:
-        """Hold the log to revocations that it does not hold itself, each checked before. Of which
-        root they are is for who tells of them: a thief's log may have none."""
-        for key in self.known:
-            since = since_when((*self._revocations, *told), key, log)
-            if since is not None:
-                self.bounds.append(Bound(key, since))
-
-    def distrusted(self) -> Bound | None:
-        """The first bound behind which the log has events that the revoked key signed."""
-        behind = [b for b in self.bounds if self._last.get(b.key.id, -1) >= b.since]
-        return min(behind, key=lambda bound: bound.since, default=None)
-
     def refuses(self, signed: SignedCheckpoint, name: str) -> str | None:
         """Why the checkpoint, which is called ``name``, is not one of the trainer's key that was in
         force when the log had that many events, else None."""
@@ -113,7 +91,7 @@ class Authority:
         signer = next((t.key for t in self.tenures if signed.is_signed_by(t.key)), None)
         if signer is None or tenure is None:
             return f"{name}: the signature does not fit its text and the log's key"
-        bound = self.bound(signer)
+        bound = self.distrust.bound(signer)
         if bound is not None and size > bound.since:
             return f"{name} counts {size} events and is signed by {bound}"
         if signer != tenure.key:
@@ -130,7 +108,7 @@ class Authority:
         if known is not None and type(event) not in MAY_WRITE[known[1]]:
             kind = type(event).__struct_config__.tag
             return f"{signer.fingerprint} is a {known[1].value}'s key and may not write {kind}"
-        self._last[signer.id] = index
+        self.distrust.note(place, index)
         if known is not None and not isinstance(event, OF_WRITERS):
             return None
         try:
@@ -154,7 +132,9 @@ class Authority:
         if isinstance(event, KeyCertified):
             self._certify(event.certificate, place.log)
         elif isinstance(event, KeyRevoked):
-            self._revoke(event.revocation, place.log, index)
+            key = self.distrust.revoke(event.revocation, self.root, index)
+            self._former.pop(key.id, None)
+            self._dismiss(key, f"the root revoked it at event {index}", for_good=True)
         return None
 
     def no_more(self, key: PublicKey) -> str:
@@ -234,8 +214,7 @@ class Authority:
 
     def _dismiss(self, key: PublicKey, why: str, *, for_good: bool = False) -> None:
         self._keys.pop(key.id, None)
-        if key.id not in self._barred:
-            self._former[key.id] = key, why
+        self._former.setdefault(key.id, (key, why))
         if for_good:
             self._barred.add(key.id)
 
@@ -254,28 +233,6 @@ class Authority:
         if key.id in self._former:
             raise CertificateError(self.no_more(key))
         self._keys[key.id] = key, certificate.role
-
-    def _revoke(self, revocation: Revocation, log: str, index: int) -> None:
-        root, key = check_revocation(revocation)
-        if root != self.root:
-            raise RevocationError(
-                f"{key.fingerprint} is revoked by {root.fingerprint}, which is not the log's root"
-            )
-        if key == root:
-            raise RevocationError("the root revokes itself: nobody is above it")
-        if revocation.log != log:
-            raise RevocationError(f"the revocation is for log {revocation.log!r}, this is {log!r}")
-        before = self.bound(key)
-        if revocation.since > index or (before is not None and before.since <= revocation.since):
-            known = f", and was from event {before.since} on already" if before else ""
-            raise RevocationError(
-                f"{key.fingerprint} is revoked from event {revocation.since} on at event {index}"
-                f"{known}"
-            )
-        self.bounds.append(Bound(key, revocation.since))
-        self._revocations.append(revocation)
-        self._barred.discard(key.id)
-        self._dismiss(key, f"the root revoked it at event {index}", for_good=True)
 
     def _check_vouched(self, certificate: Certificate | UnsetType, place: Place) -> None:
         """A log with a root has trainers of that root alone."""

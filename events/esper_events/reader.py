@@ -121,8 +121,9 @@ def require_trusted(verifier: ChainVerifier, told: Sequence[Revocation] = ()) ->
     Raises:
         DistrustError: a key signed in it behind the bound that the root set.
     """
-    verifier.authority.heed(told, verifier.log)
-    bound = verifier.authority.distrusted()
+    distrust = verifier.authority.distrust
+    distrust.heed(told)
+    bound = distrust.first()
     if bound is not None:
         raise DistrustError(
             f"not to be trusted from here on: signed by {bound}; what stands before is whole",

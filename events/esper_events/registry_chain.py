@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
+from esper_events.any_chain import Chain, Founder
 from esper_events.certificate import Certificate, Role, check_certificate
-from esper_events.chain import Chain, Founder
 from esper_events.checkpoint import parse_checkpoint
 from esper_events.codec import Codec
 from esper_events.errors import CertificateError, PublicKeyError

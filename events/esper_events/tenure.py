@@ -1,4 +1,4 @@
-"""Whose key is the trainer's at which place of a log, and from where on a key is not trusted."""
+"""Whose key is the trainer's, from which place of a log on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,3 @@ class Tenure:
     since: int
     certificate: Certificate | None
     next_key: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What ``key`` signed from event ``since`` on is not to be trusted."""
-
-    key: PublicKey
-    since: int
-
-    def __str__(self) -> str:
-        return f"{self.key.fingerprint}, which the root revoked from event {self.since} on"

@@ -13,13 +13,13 @@ from esper_events.anchor import Anchor
 from esper_events.certificate import Role, check_certificate
 from esper_events.checkpoint import SignedCheckpoint
 from esper_events.codec import decode_event
+from esper_events.distrust import Bound
 from esper_events.errors import CertificateError, CodecError, ProofError, TrustError, cause
 from esper_events.events import Event, Record
 from esper_events.keys import PublicKey
 from esper_events.merkle import consistent_roots, included_root, leaf_hash
 from esper_events.proof import ConsistencyProof, InclusionProof, Proof, load_proof
 from esper_events.revocation import Revocation, since_when
-from esper_events.tenure import Bound
 from esper_events.words import describe
 
 
@@ -163,8 +163,8 @@ def _proven(
 ) -> ProofReport:
     """What both kinds of proof show, once they hold."""
     if kept is not None and not kept.is_signed_by(proof.key):
-        note = "the kept checkpoint is of another key: that of the log before it was rotated, or of "
-        messages = (*messages, f"{note}who gave it to you")
+        note = "the kept checkpoint is of another key: the log's of before, or a stranger's"
+        messages = (*messages, note)
     return ProofReport(
         ok=True,
         messages=messages,

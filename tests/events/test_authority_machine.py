@@ -207,7 +207,7 @@ class Authorities(RuleBasedStateMachine):
             assert tenure is not None
             assert tenure.key == POOL[place].public
         behind = [s for place, s in model.bounds.items() if model.last.get(place, -1) >= s]
-        bound = authority.distrusted()
+        bound = authority.distrust.first()
         assert (None if bound is None else bound.since) == min(behind, default=None)
 
 
