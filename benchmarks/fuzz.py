@@ -24,8 +24,10 @@ from random import Random
 
 from benchmarks.fuzz_inputs import (
     BEGINNING,
+    BEGUN,
     CERTIFICATE,
     ENDING,
+    ENTRIES,
     EVENTS,
     FIRST,
     JOURNAL_BYTES,
@@ -35,6 +37,7 @@ from benchmarks.fuzz_inputs import (
     NOTE,
     REVOCATION,
     SECOND,
+    SUBMITTED,
     Files,
     make_files,
     note,
@@ -67,8 +70,10 @@ from esper_events.framing import END, JOURNAL, frame, longest_valid_prefix, read
 from esper_events.keys import PublicKey, SigningKey
 from esper_events.merkle import inclusion_path, leaf_hash
 from esper_events.proof import InclusionProof, parse_proof
+from esper_events.registry import REGISTRY, REGISTRY_CODEC
+from esper_events.registry_chain import RegistryVerifier
 from esper_events.revocation import check_revocation, decode_revocation, encode_revocation
-from esper_events.segment import DOMAIN, open_segment, seal, segment_hash
+from esper_events.segment import DOMAIN, GENESIS, open_segment, seal, segment_hash
 from esper_events.verify import Report, verify_path
 from esper_events.verify_proof import ProofReport, verify_proof
 from esper_events.words import describe
@@ -114,6 +119,8 @@ def decoders(place: Path, files: Files) -> list[Decoder]:
         Decoder("segment in its chain", [FIRST, SECOND], _chain),
         Decoder("segment signed anew", [FIRST, SECOND], _signed_anew),
         Decoder("event under a good signature", EVENTS, _signed_event),
+        Decoder("registry's event", ENTRIES, _entry),
+        Decoder("registry's event under a good signature", [*ENTRIES, SUBMITTED], _signed_entry),
         Decoder("frames", [JOURNAL_BYTES, JOURNAL_BYTES + END], _frames),
         Decoder("checkpoint", [NOTE, KEPT], _checkpoint),
         Decoder("proof", files.proofs, reading.proof),
@@ -217,6 +224,28 @@ def _signed_event(data: bytes) -> bool:
     accepted = _accepts(seal([data], log=LOG, first_index=at, previous=previous, key=KEY))
     _want(not accepted or _event(data), "accepted what is no event")
     return accepted
+
+
+def _entry(data: bytes) -> bool:
+    try:
+        event = REGISTRY_CODEC.decode(data)
+    except CodecError:
+        return False
+    _want(REGISTRY_CODEC.encode(event) == data, "accepted another spelling")
+    return True
+
+
+def _signed_entry(data: bytes) -> bool:
+    if not 1 <= len(data) <= MAX_EVENT_BYTES:
+        return False
+    verifier = RegistryVerifier()
+    verifier.accept(seal([BEGUN], log=REGISTRY, first_index=0, previous=GENESIS, key=KEY))
+    try:
+        verifier.accept(seal([data], log=REGISTRY, first_index=1, previous=verifier.head, key=KEY))
+    except ChainError:
+        return False
+    _want(_entry(data), "accepted what is no event")
+    return True
 
 
 def _frames(data: bytes) -> bool:

@@ -22,6 +22,7 @@ from esper_events.framing import JOURNAL, frame
 from esper_events.keys import SigningKey
 from esper_events.merkle import MerkleTree
 from esper_events.prove import prove_event, prove_growth
+from esper_events.registry import REGISTRY_CODEC, JobSubmitted, RegistryBegun, RegistryEvent
 from esper_events.revocation import revoke
 from esper_events.segment import GENESIS, seal, segment_hash
 
@@ -64,6 +65,11 @@ EVENTS = [
     for kind in typing.get_args(Event)
 ]
 """One event of every kind."""
+ENTRIES = [
+    REGISTRY_CODEC.encode(msgspec.convert(_example(inspect.type_info(kind)), kind))
+    for kind in typing.get_args(RegistryEvent)
+]
+"""One event of every kind that a registry has."""
 ROOT = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
 CERTIFICATE = certify(ROOT, KEY.public, Role.TRAINER)
 REVOCATION = revoke(ROOT, KEY.public, LOG, 3)
@@ -86,6 +92,20 @@ BEGINNING = (STARTED, *EVENTS[_MEASURED : _MEASURED + 3])
 ENDING = EVENTS[_MEASURED : _MEASURED + 2]
 FIRST = seal(BEGINNING, log=LOG, first_index=0, previous=GENESIS, key=KEY)
 SECOND = seal(ENDING, log=LOG, first_index=len(BEGINNING), previous=segment_hash(FIRST), key=KEY)
+BEGUN = REGISTRY_CODEC.encode(RegistryBegun(time=0.0, writer=KEY.public.raw))
+SUBMITTED = REGISTRY_CODEC.encode(
+    JobSubmitted(
+        time=0.0,
+        job="job",
+        config="",
+        directory="",
+        seed=0,
+        ack="journal",
+        memory=0,
+        seconds=0.0,
+        attempts=0,
+    )
+)
 JOURNAL_BYTES = frame(FIRST) + frame(SECOND)
 
 

@@ -21,6 +21,8 @@ NAMES = (
     "segment in its chain",
     "segment signed anew",
     "event under a good signature",
+    "registry's event",
+    "registry's event under a good signature",
     "frames",
     "checkpoint",
     "proof",
