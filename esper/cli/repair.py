@@ -12,7 +12,7 @@ from esper_events.terminal import printable
 
 
 @click.command(
-    short_help="Give the server what its copy lacks.",
+    short_help="Make both copies of a run whole.",
     epilog="Example:  esper repair runs/digits --nats nats://localhost:4222",
 )
 @click.argument(
@@ -32,9 +32,9 @@ from esper_events.terminal import printable
     help="Where the private server keeps its store. Default: as the run's config.",
 )
 def repair(run_dir: Path | None, registry: bool, nats: str | None, workspace: Path | None) -> None:
-    """Bring the server's copy of the log of the run in DIR up to the local journal.
+    """Bring journal and server's copy of the run in DIR level, with what their log names.
 
-    What the server holds is compared with the journal first; a difference is an error. With
+    What one side lacks, or holds damaged, comes from the other; two histories are an error. With
     --registry: give the server what its registry had when this workspace saw it last, and has no
     more.
     """
