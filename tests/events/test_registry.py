@@ -226,7 +226,8 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("reason", FORGERIES)
+# Keys are drawn anew by every process, which all have to collect the same tests.
+@pytest.mark.parametrize("reason", FORGERIES, ids=range(len(FORGERIES)))
 def test_forgeries_are_refused_each_with_its_reason(reason: str) -> None:
     with pytest.raises(ChainError) as refused:
         accepted(*FORGERIES[reason])
