@@ -4,6 +4,7 @@ root behind that, and the keys that the root certifies or revokes."""
 from __future__ import annotations
 
 import typing
+from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
@@ -36,6 +37,19 @@ MAY_WRITE: dict[Role, frozenset[type[Event]]] = {
 """The kinds of event that a segment may hold, by the role of the key that signed it."""
 
 
+class _Holder(NamedTuple):
+    """A key with its role; ``plain`` are the kinds that it may write and that change nothing here,
+    at hand because they are asked for at every event."""
+
+    key: PublicKey
+    role: Role
+    plain: frozenset[type[Event]]
+
+    @classmethod
+    def of(cls, key: PublicKey, role: Role) -> _Holder:
+        return cls(key, role, MAY_WRITE[role].difference(OF_WRITERS))
+
+
 class Authority:
     """Follows one log from its first event, beside `esper_events.rules.Rules`.
 
@@ -47,7 +61,7 @@ class Authority:
         self.root: PublicKey | None = None
         self.tenures: list[Tenure] = []
         self.distrust = Distrust()
-        self._keys: dict[bytes, tuple[PublicKey, Role]] = {}
+        self._keys: dict[bytes, _Holder] = {}
         self._former: dict[bytes, tuple[PublicKey, str]] = {}
         """Keys that may write no more, and why."""
         self._barred: set[bytes] = set()
@@ -56,14 +70,8 @@ class Authority:
     @property
     def trainer(self) -> PublicKey | None:
         """The trainer's key that may write now, None before the first event and once revoked."""
-        return (
-            self.tenures[-1].key if self.tenures and self.may_write(self.tenures[-1].key) else None
-        )
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """The root's for the last of the trainer's keys, where it has one."""
-        return self.tenures[-1].certificate if self.tenures else None
+        last = self.tenures[-1].key if self.tenures else None
+        return last if last is not None and self.may_write(last) else None
 
     def may_write(self, key: PublicKey) -> bool:
         """Whether ``key`` has a role in the log now."""
@@ -77,7 +85,8 @@ class Authority:
     @property
     def known(self) -> list[PublicKey]:
         """The keys that have or had a role in the log."""
-        return [key for key, _ in (*self._keys.values(), *self._former.values())]
+        held = [holder.key for holder in self._keys.values()]
+        return held + [key for key, _ in self._former.values()]
 
     def tenure_at(self, size: int) -> Tenure | None:
         """The trainer's key in force after the first ``size`` events."""
@@ -104,13 +113,14 @@ class Authority:
     def admit(self, event: Event, place: Place, index: int) -> str | None:
         """The reason why ``event`` cannot stand at ``index``, a place in ``place``, else None."""
         signer = place.signer
-        known = self._keys.get(signer.id)
-        if known is not None and type(event) not in MAY_WRITE[known[1]]:
-            kind = type(event).__struct_config__.tag
-            return f"{signer.fingerprint} is a {known[1].value}'s key and may not write {kind}"
         self.distrust.note(place, index)
-        if known is not None and not isinstance(event, OF_WRITERS):
-            return None
+        known = self._keys.get(signer.id)
+        if known is not None:
+            if type(event) in known.plain:
+                return None
+            if type(event) not in MAY_WRITE[known.role]:
+                kind, role = type(event).__struct_config__.tag, known.role.value
+                return f"{signer.fingerprint} is a {role}'s key and may not write {kind}"
         try:
             return self._change(event, place, index)
         except (CertificateError, RevocationError) as error:
@@ -149,7 +159,7 @@ class Authority:
             return f"the log names another key as its trainer's than {signer.fingerprint}"
         if event.certificate is not UNSET:
             self.root = check_certificate(event.certificate, signer, Role.TRAINER, place.log)
-            self._keys[self.root.id] = self.root, Role.ROOT
+            self._keys[self.root.id] = _Holder.of(self.root, Role.ROOT)
         self._appoint(signer, 0, event.certificate, event.next_key)
         return None
 
@@ -209,7 +219,7 @@ class Authority:
         next_key: str | UnsetType,
     ) -> None:
         self._former.pop(key.id, None)
-        self._keys[key.id] = key, Role.TRAINER
+        self._keys[key.id] = _Holder.of(key, Role.TRAINER)
         self.tenures.append(Tenure(key, index, certificate or None, next_key or None))
 
     def _dismiss(self, key: PublicKey, why: str, *, for_good: bool = False) -> None:
@@ -232,7 +242,7 @@ class Authority:
             raise CertificateError(f"{key.fingerprint} has a role in this log already")
         if key.id in self._former:
             raise CertificateError(self.no_more(key))
-        self._keys[key.id] = key, certificate.role
+        self._keys[key.id] = _Holder.of(key, certificate.role)
 
     def _check_vouched(self, certificate: Certificate | UnsetType, place: Place) -> None:
         """A log with a root has trainers of that root alone."""
