@@ -33,8 +33,21 @@ _FINGERPRINT_CHARACTERS = len("ed25519:") + 12
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="First let the owner of this public key register runs as well.",
 )
+@click.option(
+    "--revoke",
+    "revocation_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="First take that right from a key, by what `esper keys revoke` wrote.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def runs(nats: str | None, workspace: Path | None, key_file: Path | None, as_json: bool) -> None:
+def runs(
+    nats: str | None,
+    workspace: Path | None,
+    key_file: Path | None,
+    revocation_file: Path | None,
+    as_json: bool,
+) -> None:
     """List the runs that are registered on a server, oldest first.
 
     EVENTS is how far the run had come when that was last recorded. STATE is what the server's copy
@@ -42,14 +55,22 @@ def runs(nats: str | None, workspace: Path | None, key_file: Path | None, as_jso
     verified but the registry: `esper verify --registry` does that.
     """
     from esper.log.census import look
-    from esper.log.registry import admit_writer
+    from esper.log.registry import admit_writer, revoke_writer
     from esper_events.command import trusted_key
+    from esper_events.errors import RevocationError
+    from esper_events.revocation import load_revocation
 
     key = trusted_key(key_file, "--admit")
+    try:
+        revocation = None if revocation_file is None else load_revocation(revocation_file)
+    except RevocationError as error:
+        raise click.BadParameter(str(error), param_hint="--revoke") from error
     with registry_of(nats, workspace) as (registry, place):
         registry.refresh()
         if key is not None:
             admit_writer(registry, place, key)
+        if revocation is not None:
+            revoke_writer(registry, revocation)
         found = [_row(look(registry, run), place) for run in registry.runs.values()]
     if as_json:
         click.echo(json.dumps({"registry": registry.name, "runs": found}))

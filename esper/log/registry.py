@@ -30,8 +30,10 @@ from esper_events.registry import (
     RegistryEvent,
     RunRegistered,
     WriterAdmitted,
+    WriterRevoked,
 )
 from esper_events.registry_rules import RegisteredRun
+from esper_events.revocation import Revocation
 from esper_events.segment import open_segment, segment_hash
 
 _logger = logging.getLogger("esper.log")
@@ -88,6 +90,24 @@ def admit_writer(registry: SharedLog, workspace: Workspace, key: PublicKey) -> N
         time=time.time(), certificate=certify(root, key, Role.TRAINER, REGISTRY)
     )
     registry.update(lambda _: [] if registry.admits(key) else [admission])
+
+
+def revoke_writer(registry: SharedLog, revocation: Revocation) -> None:
+    """Have the key that the root took back write in ``registry`` no more; nothing is written where
+    that is on record.
+
+    Raises ``LogError`` where it is not the registry's root that took it back.
+    """
+    event = WriterRevoked(time=time.time(), revocation=revocation)
+    registry.update(
+        lambda records: (
+            [] if any(_takes_back(r.event, revocation.key) for r in records) else [event]
+        )
+    )
+
+
+def _takes_back(event: RegistryEvent, key: bytes) -> bool:
+    return isinstance(event, WriterRevoked) and event.revocation.key == key
 
 
 def seen_in(workspace: Workspace, server: str) -> SeenSegments:

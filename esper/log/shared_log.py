@@ -99,7 +99,7 @@ class SharedLog:
 
     def admits(self, key: PublicKey) -> bool:
         """Whether ``key`` may write."""
-        return self._chain.admission.writer(key.id) is not None
+        return self._chain.admission.may_write(key)
 
     def records(self) -> Sequence[RegistryRecord]:
         """What was read so far, in order, without asking the server."""

@@ -24,6 +24,7 @@ from esper_events.registry import (
     RegistryRecord,
     RunRegistered,
     WriterAdmitted,
+    WriterRevoked,
 )
 
 
@@ -86,6 +87,9 @@ def _apply(state: RegistryState, event: RegistryEvent) -> RegistryState:
             return msgspec.structs.replace(state, writers=(event.writer,))
         case WriterAdmitted(certificate=certificate):
             return msgspec.structs.replace(state, writers=(*state.writers, certificate.key))
+        case WriterRevoked(revocation=revocation):
+            writers = tuple(key for key in state.writers if key != revocation.key)
+            return msgspec.structs.replace(state, writers=writers)
         case RunRegistered():
             run = RunState(event.trainer_key, event.genesis)
             return msgspec.structs.replace(state, runs={**state.runs, event.log: run})

@@ -12,6 +12,7 @@ import msgspec
 
 from esper_events.certificate import Certificate
 from esper_events.codec import Codec
+from esper_events.revocation import Revocation
 
 REGISTRY = "registry"
 """The log id of every registry."""
@@ -39,6 +40,13 @@ class WriterAdmitted(_Entry, frozen=True, tag="registry.writer_admitted"):
     first event of a segment can admit the key that signs the segment."""
 
     certificate: Certificate
+
+
+class WriterRevoked(_Entry, frozen=True, tag="registry.writer_revoked"):
+    """From here on the key of ``revocation`` may not write, nor sign heads: the root says so. What
+    it wrote before stands."""
+
+    revocation: Revocation
 
 
 class RunRegistered(_Entry, frozen=True, tag="registry.run_registered"):
@@ -129,6 +137,7 @@ class JobEnded(_Entry, frozen=True, tag="job.ended"):
 RegistryEvent = (
     RegistryBegun
     | WriterAdmitted
+    | WriterRevoked
     | RunRegistered
     | HeadRecorded
     | JobSubmitted

@@ -8,7 +8,7 @@ from esper_events.any_chain import Chain, Founder
 from esper_events.certificate import Certificate, Role, check_certificate
 from esper_events.checkpoint import parse_checkpoint
 from esper_events.codec import Codec
-from esper_events.errors import CertificateError, PublicKeyError
+from esper_events.errors import CertificateError, PublicKeyError, RevocationError
 from esper_events.keys import PublicKey
 from esper_events.place import Place
 from esper_events.registry import (
@@ -19,8 +19,10 @@ from esper_events.registry import (
     RegistryEvent,
     RegistryRecord,
     WriterAdmitted,
+    WriterRevoked,
 )
 from esper_events.registry_rules import RegistryRules
+from esper_events.revocation import Revocation, check_revocation
 from esper_events.segment import Segment
 
 
@@ -38,23 +40,33 @@ class RegistryAdmission:
         self.root: PublicKey | None = None
         self.founder: PublicKey | None = None
         self._writers: dict[bytes, PublicKey] = {}
+        self._revoked: set[bytes] = set()
+        """Raw keys that the root has taken back."""
 
     def fork(self) -> RegistryAdmission:
         """An admission that stands where this one does, and goes its own way."""
         other = RegistryAdmission()
         other.rules, other.root, other.founder = self.rules.fork(), self.root, self.founder
-        other._writers = self._writers.copy()
+        other._writers, other._revoked = self._writers.copy(), self._revoked.copy()
         return other
 
     def writer(self, key_id: bytes) -> PublicKey | None:
-        """The key with this id that may write, if there is one."""
+        """The key with this id that was admitted, if there is one."""
         return self._writers.get(key_id)
+
+    def may_write(self, key: PublicKey) -> bool:
+        """Whether ``key`` was admitted and not taken back."""
+        return key.id in self._writers and key.raw not in self._revoked
 
     def admit(self, event: RegistryEvent, place: Place) -> str | None:
         """Take ``event`` as the next one; the reason if it cannot stand there, else None."""
         try:
-            return self._check_writer(event, place) or self.rules.admit(event) or self._bear(event)
-        except CertificateError as error:
+            return (
+                self._check_writer(event, place)
+                or self.rules.admit(event)
+                or self._check_signed(event)
+            )
+        except (CertificateError, RevocationError) as error:
             return str(error)
 
     def _check_writer(self, event: RegistryEvent, place: Place) -> str | None:
@@ -66,6 +78,8 @@ class RegistryAdmission:
             return self._begin(event, place.signer)
         if isinstance(event, WriterAdmitted):
             self._add(event.certificate)
+        if place.signer.raw in self._revoked:
+            return f"{place.signer.fingerprint} was taken back and may not write any more"
         if place.signer.id not in self._writers:
             return f"{place.signer.fingerprint} was never admitted to write in the registry"
         return None
@@ -95,14 +109,27 @@ class RegistryAdmission:
             raise CertificateError(f"{key.fingerprint} has been admitted before")
         self._writers[key.id] = key
 
-    def _bear(self, event: RegistryEvent) -> str | None:
-        """Whether the signature on a head counts: the run's own trainer's, or a writer's here, who
-        may have taken the run over."""
+    def _revoke(self, revocation: Revocation) -> str | None:
+        root, key = check_revocation(revocation)
+        if root != self.root:
+            return f"the revocation is of the root {root.fingerprint}, which admits nobody here"
+        if revocation.log not in ("", REGISTRY):
+            return f"the revocation is for log {revocation.log!r}, this is {REGISTRY!r}"
+        if key.raw in self._revoked:
+            return f"{key.fingerprint} was taken back before"
+        self._revoked.add(key.raw)
+        return None
+
+    def _check_signed(self, event: RegistryEvent) -> str | None:
+        """What is signed within the event: a revocation by the root, a head by the run's own
+        trainer, or by a writer here, who may have taken the run over."""
+        if isinstance(event, WriterRevoked):
+            return self._revoke(event.revocation)
         if self.known or not isinstance(event, HeadRecorded):
             return None
         signed = parse_checkpoint(event.note)
         keys = (self.rules.runs[event.log].trainer, *self._writers.values())
-        if any(signed.is_signed_by(key) for key in keys):
+        if any(signed.is_signed_by(key) for key in keys if key.raw not in self._revoked):
             return None
         return (
             f"the head of run {event.log} is signed neither by its trainer's key nor by that of a "

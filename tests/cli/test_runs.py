@@ -17,6 +17,7 @@ from esper.log.damaged import STREAMS
 from esper.log.endpoint import Endpoint
 from esper.log.jetstream import JetStreamStore
 from esper.log.journal import JournalStore
+from esper.log.keyring import ROOT
 from esper.log.locks import FileLock
 from esper.log.registry import open_registry
 from esper.log.run import open_run_log
@@ -26,6 +27,8 @@ from esper_events.codec import encode_event
 from esper_events.command import main as auditor
 from esper_events.framing import JOURNAL, read_frames
 from esper_events.keys import SigningKey
+from esper_events.registry import WriterRevoked
+from esper_events.revocation import encode_revocation, revoke
 from support.log_runs import UserServer, ended, plateau, started, user_server
 from support.registries import registered
 
@@ -251,6 +254,30 @@ def test_a_key_is_admitted_by_who_began_the_registry(
     runs = told.json("runs")["runs"]
     assert isinstance(runs, list)
     assert [run["run"] for run in runs] == ["digits", "welcome"]
+
+
+def test_a_key_that_its_root_took_back_registers_no_more(
+    tmp_path: Path, told: Told, workspace: Workspace, server: UserServer
+) -> None:
+    workspace.keys.create(ROOT)
+    workspace.keys.certify()
+    train(tmp_path / "digits", workspace, server)
+    root, other = workspace.keys.load(ROOT), SigningKey.generate().public
+    other.save(tmp_path / "other.pub")
+    assert told("runs", "--admit", tmp_path / "other.pub")[0] == 0
+    (tmp_path / "revocation").write_bytes(encode_revocation(revoke(root, other)))
+    for _ in range(2):
+        assert told("runs", "--revoke", tmp_path / "revocation")[0] == 0
+    with open_registry(workspace, server.url) as registry:
+        registry.refresh()
+        assert not registry.admits(other)
+        assert sum(isinstance(r.event, WriterRevoked) for r in registry.records()) == 1
+    stranger = revoke(SigningKey.generate(), other)
+    (tmp_path / "revocation").write_bytes(encode_revocation(stranger))
+    assert told("runs", "--revoke", tmp_path / "revocation")[0] == 0, "it was done before"
+    (tmp_path / "revocation").write_bytes(b"none")
+    code, line = told("runs", "--revoke", tmp_path / "revocation")
+    assert (code, "--revoke" in line) == (2, True)
 
 
 def test_what_the_registry_lost_is_given_back(

@@ -10,11 +10,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from esper_events.certificate import Certificate, Role, certify
 from esper_events.codec import RUN_CODEC
 from esper_events.errors import ChainError, CodecError
 from esper_events.keys import SigningKey
+from esper_events.place import Place
 from esper_events.registry import (
     REGISTRY,
     REGISTRY_CODEC,
@@ -23,10 +25,12 @@ from esper_events.registry import (
     RegistryEvent,
     RunRegistered,
     WriterAdmitted,
+    WriterRevoked,
     kind_of,
 )
 from esper_events.registry_chain import RegistryVerifier
 from esper_events.registry_rules import RegistryRules
+from esper_events.revocation import Revocation, revoke
 from support.log_runs import started
 from support.registries import (
     admitted,
@@ -39,6 +43,7 @@ from support.registries import (
     parked,
     registered,
     released,
+    revoked,
     sealed_next,
     submitted,
 )
@@ -198,7 +203,33 @@ def test_without_a_root_the_first_writer_admits() -> None:
     assert chain.admission.writer(BOB.public.id) == BOB.public
 
 
+def test_a_key_that_the_root_took_back_writes_no_more() -> None:
+    for log in ("", REGISTRY):
+        chain = accepted(
+            (ANN, (CERTIFIED, registered(ANN), registered(BOB, "s"), head(BOB, 3, "s"))),
+            (BOB, (admitted(certify(ROOT, BOB.public, Role.TRAINER)), registered(BOB, "t"))),
+            (ANN, (revoked(revoke(ROOT, BOB.public, log)),)),
+        )
+        assert not chain.admission.may_write(BOB.public)
+        assert list(chain.admission.rules.runs) == ["r", "s", "t"], "what it wrote stands"
+        for key, event, reason in (
+            (BOB, registered(BOB, "u"), "was taken back and may not write any more"),
+            (ANN, head(BOB, 5, "s"), "signed neither by its trainer's key nor"),
+            (ANN, revoked(revoke(ROOT, BOB.public, log)), "was taken back before"),
+            (ANN, admitted(certify(ROOT, BOB.public, Role.TRAINER)), "has been admitted before"),
+        ):
+            reason_got = chain.admission.fork().admit(
+                event, Place(REGISTRY, key.public, 0, chain.events, chain.head)
+            )
+            assert reason in (reason_got or "nothing")
+
+
 FORGERIES = {
+    "which admits nobody here": ((ANN, (CERTIFIED, revoked(revoke(EVE, ANN.public)))),),
+    "the revocation is for log 'r'": ((ANN, (CERTIFIED, revoked(revoke(ROOT, BOB.public, "r")))),),
+    "does not fit the revocation": (
+        (ANN, (CERTIFIED, revoked(replace(revoke(ROOT, BOB.public), key=EVE.public.raw)))),
+    ),
     f"signed by key {EVE.public.id.hex()}": ((ANN, (BEGUN,)), (EVE, (registered(EVE),))),
     "who admits writers here is": (
         (ANN, (CERTIFIED,)),
@@ -261,10 +292,12 @@ def test_each_log_holds_its_own_kinds_only() -> None:
 
 
 FIXED = Certificate(root=bytes(32), key=bytes(32), role=Role.TRAINER, log="", signature=bytes(64))
+TAKEN_BACK = Revocation(root=bytes(32), key=bytes(32), log="", since=0, signature=bytes(64))
 EVENTS = (
     RegistryBegun(time=1.0, writer=bytes(32)),
     RegistryBegun(time=1.0, writer=bytes(32), certificate=FIXED),
     WriterAdmitted(time=1.0, certificate=FIXED),
+    WriterRevoked(time=1.0, revocation=TAKEN_BACK),
     RunRegistered(time=1.0, log="r", trainer_key=bytes(32), genesis="ab" * 32),
     HeadRecorded(time=1.0, log="r", note=b"note"),
     submitted(),
@@ -279,6 +312,7 @@ GOLDEN = [
     "3f7996fec56fbb3c",
     "60d4edf790dc918c",
     "5f670e61c194e7fe",
+    "6c87ad1e392e22f8",
     "41f7d7ba0b4a757c",
     "aa0882ee215bc35b",
     "c6b07f0713ce20d8",

@@ -6,9 +6,12 @@ import pytest
 
 from esper.projections.lattice import ProjectionError
 from esper.projections.registry import REGISTRY
+from esper_events.certificate import Role, certify
 from esper_events.keys import SigningKey
 from esper_events.registry import RegistryEvent, RegistryRecord
+from esper_events.revocation import revoke
 from support.registries import (
+    admitted,
     begun,
     cancelled,
     expired,
@@ -18,6 +21,7 @@ from support.registries import (
     parked,
     registered,
     released,
+    revoked,
     submitted,
 )
 
@@ -84,6 +88,14 @@ def test_the_digest_does_not_depend_on_the_order_of_what_is_unrelated() -> None:
 def test_what_names_nothing_known_is_refused(story: tuple[RegistryEvent, ...]) -> None:
     with pytest.raises(ProjectionError, match="event 1: . is not in the registry"):
         REGISTRY.fold_all(records(begun(KEY), *story))
+
+
+def test_a_writer_that_was_taken_back_is_none() -> None:
+    other = SigningKey.generate()
+    story = (begun(KEY), admitted(certify(KEY, other.public, Role.TRAINER)))
+    assert REGISTRY.fold_all(records(*story)).writers == (KEY.public.raw, other.public.raw)
+    state = REGISTRY.fold_all(records(*story, revoked(revoke(KEY, other.public))))
+    assert state.writers == (KEY.public.raw,)
 
 
 def test_a_gap_is_refused() -> None:

@@ -23,8 +23,10 @@ from esper_events.registry import (
     RegistryEvent,
     RunRegistered,
     WriterAdmitted,
+    WriterRevoked,
 )
 from esper_events.registry_chain import RegistryVerifier
+from esper_events.revocation import Revocation
 from esper_events.segment import seal
 
 GENESIS_OF_RUN = "ab" * 32
@@ -38,6 +40,10 @@ def begun(key: SigningKey, certificate: Certificate | None = None) -> RegistryBe
 
 def admitted(certificate: Certificate) -> WriterAdmitted:
     return WriterAdmitted(time=1.0, certificate=certificate)
+
+
+def revoked(revocation: Revocation) -> WriterRevoked:
+    return WriterRevoked(time=1.0, revocation=revocation)
 
 
 def registered(key: SigningKey, log: str = "r", genesis: str = GENESIS_OF_RUN) -> RunRegistered:
