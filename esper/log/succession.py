@@ -24,37 +24,41 @@ from esper_events.segment import open_segment
 def succeed(
     workspace: Workspace, journal: JournalStore, _source: EmbeddedSource | UserSource
 ) -> Beginning:
-    """Put on record in ``journal`` to which keys that of the run was rotated since it was left.
+    """What to begin with so that the workspace's key can go on with the run in ``journal``.
 
-    A log that the key has committed to none, under a root that vouches for the workspace's, is
-    taken over by it.
-
-    Raises ``JournalError`` where neither can be, or the run is another workspace's.
+    A log that has committed to no key that came since is taken over, under a root that vouches for
+    both. Raises ``JournalError`` where the run cannot go on, or is another workspace's.
     """
-    keys = workspace.keys
+    chain = follow_keys(workspace, journal)
+    return Beginning() if chain is None else _take_over(workspace, chain)
+
+
+def follow_keys(workspace: Workspace, journal: JournalStore) -> ChainVerifier | None:
+    """Put on record in ``journal`` to which keys that of the run was rotated since it was left; the
+    log where it has not committed to them, so that they cannot be.
+
+    Raises ``JournalError`` where the run is another workspace's, or cannot go on.
+    """
     try:
         *_, last = journal.read(journal.count - 1)
         if open_segment(last).key_id == workspace.key().public.id:
-            return Beginning()
-        chain = _follow(journal)
-        tenure = chain.authority.tenures[-1]
-        line = keys.line()
+            return None
+        keys, chain = workspace.keys, _follow(journal)
+        tenure, line = chain.authority.tenures[-1], keys.line()
         known = [keys.public(name) for name in line]
         if tenure.key not in known:
             raise JournalError(
                 f"was written under another key than that of the workspace {workspace.path}: set "
                 "ESPER_WORKSPACE to the one that it was trained in"
             )
-        before = known.index(tenure.key)
-        if before == len(known) - 1:
-            return Beginning()
-        if tenure.next_key != known[before + 1].digest:
-            return _take_over(workspace, chain)
-        for name in line[before + 1 :]:
+        later = known.index(tenure.key) + 1
+        if later < len(line) and tenure.next_key != known[later].digest:
+            return chain
+        for name in line[later:]:
             _rotate(keys, name, journal, chain.log)
     except KeyFileError as error:
         raise JournalError(f"a key of the workspace cannot be used: {error}") from error
-    return Beginning()
+    return None
 
 
 def _rotate(keys: Keyring, name: str, journal: JournalStore, log: str) -> None:

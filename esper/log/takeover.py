@@ -31,6 +31,7 @@ from esper.log.settling import Acknowledgement
 from esper.log.sources import EmbeddedSource, UserSource, source_for
 from esper.log.store import Store
 from esper.log.stream import check_log_id
+from esper.log.succession import follow_keys
 from esper.log.workspace import Workspace
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError
@@ -191,7 +192,7 @@ def _prepare(
         stream.close()
     shared = history.shared_with(journal)
     if _goes_on(journal, history, shared, lease):
-        return Beginning(lease.epoch)
+        return _go_on(place, lease, journal)
     begun = history.epoch == lease.epoch
     _refuse(history, lease, lost=begun and shared == journal.count)
     # A journal of this very epoch that has lost its end is made whole: nothing begins.
@@ -199,7 +200,17 @@ def _prepare(
     set_aside(place.run_dir, journal, shared)
     if not journal.count == shared == len(history.segments):
         journal.replace(history.segments)
-    return Beginning(lease.epoch, event)
+    return Beginning(lease.epoch, event) if event else _go_on(place, lease, journal)
+
+
+def _go_on(place: RunPlace, lease: Lease, journal: JournalStore) -> Beginning:
+    """In an epoch that this journal has begun, under the key that the workspace signs with now."""
+    if journal.count and follow_keys(place.workspace, journal) is not None:
+        raise LogError(
+            f"run {lease.log_id}: lease epoch {lease.epoch} was begun by a key that this workspace "
+            "signs with no more, and the run has committed to no other: it needs a new lease"
+        )
+    return Beginning(lease.epoch)
 
 
 def _refuse_other_run(journal: JournalStore, lease: Lease) -> None:

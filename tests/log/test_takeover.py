@@ -48,6 +48,7 @@ class Pair:
         told = msgspec.structs.replace(
             started(self.here.workspace.key(), self.log_id),
             certificate=log.credentials.certificate,
+            next_key=log.credentials.next_key,
         )
         for event in (told, *events):
             assert log.append(event).wait(10)
@@ -172,6 +173,29 @@ def test_a_killed_process_goes_on_in_its_epoch_with_what_it_had_not_shipped(
     whole.close()
 
 
+def test_a_lease_outlasts_an_exchange_of_keys(pair: Pair) -> None:
+    pair.begin(plateau(1)).close()
+    pair.here.workspace.keys.rotate()
+    again = pair.take(pair.here, 0)
+    assert kinds(again) == ["RunStarted", "PlateauDetected", "KeyRotated"]
+    assert again.append(plateau(2)).wait(10)
+    again.close()
+    (pair.here.run_dir / JOURNAL).write_bytes((pair.here.run_dir / JOURNAL).read_bytes()[:-7])
+    pair.here.workspace.keys.certify()
+    pair.here.workspace.keys.rotate()
+    whole = pair.take(pair.here, 0)
+    assert kinds(whole)[3:] == ["PlateauDetected", "KeyRotated"]
+    whole.close()
+    pair.here.workspace.keys.certify()
+    pair.here.workspace.keys.rotate()
+    later = pair.take(pair.here, 1)
+    assert kinds(later)[5:] == ["RunTakenOver"]
+    later.close()
+    report = verify_path(pair.here.run_dir, pair.here.workspace.keys.public("root"))
+    assert report.ok, report.message
+    assert report.key == pair.here.workspace.key().public.fingerprint
+
+
 def test_an_ended_run_is_not_taken_over(pair: Pair) -> None:
     pair.begin(ended(3)).close()
     with pytest.raises(RunEndedError, match="nothing to take over") as over:
@@ -200,7 +224,7 @@ def test_what_cannot_be_taken_over_says_why(pair: Pair, tmp_path: Path) -> None:
     log.close()
     with pytest.raises(FencedError, match="is in lease epoch 2, later than 1"):
         pair.take(pair.here, 1)
-    with pytest.raises(LogError, match="may write no more: the run was taken over"):
+    with pytest.raises(LogError, match="was written under another key than that of the workspace"):
         pair.take(pair.here, 2)
     with pytest.raises(LogError, match=f"holds the journal of run {pair.log_id}, wanted that of"):
         pair.here.take(0, pair.url, "another")
