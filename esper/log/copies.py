@@ -100,6 +100,7 @@ class ObjectCopies:
         self._directory = run_dir / DIRECTORY
         self._on_change = on_change
         self._todo: deque[str] = deque()
+        self._history: deque[str] = deque()
         self._lagging = False
         self._lock = threading.Lock()
         self._store: JetStreamStore | None = None
@@ -107,21 +108,36 @@ class ObjectCopies:
         self._there: set[str] = set()
 
     def add(self, digests: Iterable[str]) -> None:
-        """Objects that are to be on both sides."""
+        """Objects that segments name which the server does not have yet."""
         self._todo.extend(digests)
+
+    def add_history(self, digests: Iterable[str]) -> None:
+        """Objects that the log has named before, and that one side may lack."""
+        self._history.extend(digests)
 
     def deliver(self) -> None:
         """Bring all that was added, as far as the server lets it; on the replica's thread."""
-        while self._todo and self._allowed():
-            try:
-                digest = self._todo[0]
-                bring(self._opened(), self._there, path_of(self._directory, digest), digest)
-            except (LogError, OSError) as error:
-                self.close()
-                self._failed(error)
-            else:
-                self._todo.popleft()
-                self._succeeded()
+        while self._todo and self._bring_next(self._todo):
+            pass
+
+    def look_after(self, idle: Callable[[], bool]) -> None:
+        """The same of history, while the replica has nothing else to do."""
+        while self._history and idle() and self._bring_next(self._history):
+            pass
+
+    def _bring_next(self, queue: deque[str]) -> bool:
+        if not self._allowed():
+            return False
+        try:
+            bucket, path = self._opened(), path_of(self._directory, queue[0])
+            bring(bucket, self._there, path, queue[0])
+        except (LogError, OSError) as error:
+            self.close()
+            self._failed(error)
+            return False
+        queue.popleft()
+        self._succeeded()
+        return True
 
     def _opened(self) -> ObjectBucket:
         if self._bucket is None:
@@ -147,8 +163,9 @@ class ObjectCopies:
         return self._attempt(work)
 
     def fetch(self, digest: str, path: Path) -> bool:
-        """Write the object's bytes to the file ``path``; whether that came about."""
-        return self._attempt(lambda bucket: bucket.fetch(digest, path))
+        """Write the object's bytes to the file ``path``, which somebody waits for; whether that
+        came about."""
+        return self._attempt(lambda bucket: bucket.fetch(digest, path), anyway=True)
 
     def remove(self, digests: Iterable[str]) -> None:
         """Objects that nobody needs any more."""
@@ -160,9 +177,9 @@ class ObjectCopies:
 
         self._attempt(work)
 
-    def _attempt(self, work: Callable[[ObjectBucket], bool]) -> bool:
+    def _attempt(self, work: Callable[[ObjectBucket], bool], *, anyway: bool = False) -> bool:
         """``work`` on a connection of its own, from any thread; False when it cannot be."""
-        if not self._allowed():
+        if not (self._allowed() or anyway):
             return False
         try:
             store = self._source.connect()

@@ -115,7 +115,7 @@ class EventLog:
         if objects is not None and run_dir is not None:
             note, first = partial(self._note_copy, f"objects on {objects.name}"), ack == "jetstream"
             self.copies = ObjectCopies(objects, run_dir, first=first, on_change=note)
-            self.copies.add(named_objects(replayed))
+            self.copies.add_history(named_objects(replayed))
         self._replica = None if replica is None else self._replicate(replica, ack, on_level)
         self._thread = threading.Thread(target=self._run, name="esper-log", daemon=True)
         self._thread.start()

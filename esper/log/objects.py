@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from esper_events.codec import decode_event
 from esper_events.events import CheckpointWritten, ControllerConsulted, Record
 from esper_events.files import sync_directory, whole_file
+from esper_events.segment import open_segment
 
 DIRECTORY = "objects"
 CHECKPOINTS = "checkpoints"
@@ -55,6 +57,11 @@ def named_objects(records: Iterable[Record]) -> list[str]:
     """The digests of the objects that the log names, each once, in its order."""
     asked = (r.event for r in records if isinstance(r.event, ControllerConsulted))
     return list(dict.fromkeys(d for event in asked for d in (event.policy, event.consultation)))
+
+
+def named_in(segment: bytes) -> list[str]:
+    """Those that a segment names, which is whole."""
+    return named_objects(Record(0, decode_event(event)) for event in open_segment(segment).events)
 
 
 class ObjectWriter:

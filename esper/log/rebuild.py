@@ -10,9 +10,9 @@ from pathlib import Path
 from esper.log.errors import ConflictError, JournalError
 from esper.log.opening import TRAINER_KEY
 from esper_events.chain import ChainVerifier
-from esper_events.errors import ChainError, PublicKeyError, SegmentError
+from esper_events.errors import ChainError, KeyFileError, SegmentError
 from esper_events.files import sync_directory, whole_file
-from esper_events.framing import LENGTH, frame
+from esper_events.framing import JOURNAL, LENGTH, frame
 from esper_events.keys import PublicKey
 from esper_events.reader import borne_out, read_checkpoint
 from esper_events.segment import MAGIC, Segment, open_segment
@@ -44,7 +44,7 @@ def log_of(path: Path) -> str:
         return signed.checkpoint.log
     for _, segment in _salvaged(path.read_bytes()):
         return segment.log
-    raise JournalError(f"{path} holds nothing that could be told from noise")
+    raise JournalError(f"{JOURNAL} holds no valid segment, and no checkpoint tells whose it is")
 
 
 def rebuild_journal(path: Path, stream: Sequence[bytes]) -> Rebuilt | None:
@@ -93,10 +93,11 @@ def _history(
 
 
 def _trusted(run_dir: Path) -> PublicKey | None:
+    path = run_dir / TRAINER_KEY
     try:
-        return PublicKey.load(run_dir / TRAINER_KEY)
-    except PublicKeyError:
-        return None
+        return PublicKey.load(path) if path.exists() else None
+    except KeyFileError as error:
+        raise JournalError(f"the key that the run began with cannot be read: {error}") from error
 
 
 def _salvaged(data: bytes) -> Iterator[_Held]:

@@ -11,6 +11,7 @@ from typing import Literal
 from esper.log.copies import ObjectCopies
 from esper.log.errors import ConflictError, FencedError, LogError
 from esper.log.fence import fence_between
+from esper.log.objects import named_in
 from esper.log.store import RemoteStore, Store, StoreSource
 
 _FIRST_RETRY_SECONDS = 0.05
@@ -157,6 +158,9 @@ class Replica:
             except ConflictError as error:
                 fence = None if self._on_fenced is None else fence_between(self._journal, store)
                 raise (fence or error) from error
+            if self._copies is not None:
+                for segment in self._journal.read(store.count):
+                    self._copies.add(named_in(segment))
             while not self._stopping:
                 self._ship(store)
                 self._rest(store)
@@ -192,6 +196,9 @@ class Replica:
             self._be_level()
         if self._copies is not None:
             self._copies.deliver()
+            self._copies.look_after(
+                lambda: not self._stopping and self._journal.count == store.count
+            )
         self._tell_level(store, last=False)
 
     def _tell_level(self, store: RemoteStore, *, last: bool) -> None:

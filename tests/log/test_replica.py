@@ -322,22 +322,6 @@ def test_repair_needs_a_journal_that_nobody_writes(
         repair_replica(tmp_path, workspace)
 
 
-def test_repair_refuses_when_the_journal_is_the_damaged_copy(
-    server: UserServer, tmp_path: Path, workspace: Workspace
-) -> None:
-    log = open_on(server, tmp_path, workspace.key())
-    log.append(plateau(1)).wait(5)
-    log.append(ended()).wait(5)
-    segments = log.close().segments
-    path = tmp_path / "run" / "journal" / "segments"
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
-    path.write_bytes(damaged)
-    with pytest.raises(ConflictError, match=f"holds {segments} segments.*damaged copy"):
-        repair_replica(tmp_path / "run", workspace, server.url)
-    assert path.read_bytes() == damaged
-
-
 def test_open_run_log_refuses_a_directory_that_holds_a_run(
     tmp_path: Path, workspace: Workspace
 ) -> None:
