@@ -6,11 +6,13 @@ and a history of which a part is damaged is not one to draw conclusions from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
 from esper.projections import snapshots
+from esper.projections.lattice import ProjectionError
 from esper.projections.projection import Projection, S
 from esper.projections.snapshots import Snapshot, SnapshotError
 from esper_events.events import Record
@@ -72,40 +74,83 @@ def replay(
     if to is not None and to < 0:
         raise OutOfRangeError(f"got {to}, wanted a number of records, at least 0")
     cache = _Cache(path, projection) if cached and path.is_dir() else None
-    log = _read(path, trusted, to, cache.seq if cache else None)
-    seq = len(log.kept)
-    if to is not None and to != seq:
+    snapshot_at = cache.seq if cache else None
+    folding = _Folding(projection, hold=snapshot_at is not None)
+    log = _read(path, trusted, to, snapshot_at, folding.take)
+    if to is not None and to != folding.seq:
         raise OutOfRangeError(f"got {to}, wanted 0 to {log.records}: the log holds no more events")
-    start = cache.state(log, seq) if cache else None
-    done = 0 if start is None else start.records
-    state = projection.fold_all(log.kept[done:], start)
+    start = cache.state(log, folding.seq) if cache else None
+    state = folding.finish(start)
     if cache:
         cache.keep(state, log)
+    done = 0 if start is None else start.records
     notes = tuple(cache.notes) if cache else ()
-    return Replayed(projection, state, seq, log.name, log.records, log.head.hex(), done, notes)
+    return Replayed(
+        projection, state, folding.seq, log.name, log.records, log.head.hex(), done, notes
+    )
+
+
+class _Folding(Generic[S]):
+    """Folds records as they come, or holds them until it is told where to begin.
+
+    A record that cannot be folded counts at the end: the log may be damaged behind it.
+    """
+
+    def __init__(self, projection: Projection[S], *, hold: bool) -> None:
+        self.seq = 0
+        self._projection = projection
+        self._hold = hold
+        self._held: list[Record] = []
+        self._state = projection.initial
+        self._fault: ProjectionError | None = None
+
+    def take(self, records: list[Record]) -> None:
+        """The next ones."""
+        self.seq += len(records)
+        if self._hold:
+            self._held += records
+        elif self._fault is None:
+            try:
+                self._state = self._projection.fold_all(records, self._state)
+            except ProjectionError as error:
+                self._fault = error
+
+    def finish(self, start: S | None) -> S:
+        """The state after all of them, from ``start`` on where that was waited for."""
+        if self._fault is not None:
+            raise self._fault
+        if not self._hold:
+            return self._state
+        done = 0 if start is None else start.records
+        return self._projection.fold_all(self._held[done:], start)
 
 
 @dataclass
 class _Log:
-    """A verified log: what is to be folded, and the heads at the places that matter."""
+    """A verified log, and its heads at the places that matter."""
 
-    kept: list[Record]
     name: str = ""
     records: int = 0
     head: bytes = b""
     kept_head: bytes = b""
-    """Head at the segment of the last record in ``kept``."""
+    """Head at the segment of the last record that is folded."""
     snapshot_head: bytes | None = None
     """Head at the segment of the last record that the snapshot counts."""
 
 
-def _read(path: Path, trusted: PublicKey | None, to: int | None, snapshot_at: int | None) -> _Log:
-    reader, log = LogReader(path, trusted), _Log([])
+def _read(
+    path: Path,
+    trusted: PublicKey | None,
+    to: int | None,
+    snapshot_at: int | None,
+    take: Callable[[list[Record]], None],
+) -> _Log:
+    reader, log = LogReader(path, trusted), _Log()
     begin = 0
     for records in reader.segments():
         end, head = reader.verifier.events, reader.verifier.head
         if to is None or begin < to:
-            log.kept += records[: None if to is None else to - begin]
+            take(records[: None if to is None else to - begin])
             log.kept_head = head
         if snapshot_at is not None and begin < snapshot_at <= end:
             log.snapshot_head = head
