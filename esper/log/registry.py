@@ -43,6 +43,7 @@ _HEAD_SHARE = 0.05
 """A head is recorded again after this share of the time that the run has been watched, so that a
 run of days does not fill the registry."""
 _RETRY_SECONDS = 5.0
+_LONGEST_RETRY_SECONDS = 300.0
 _UPDATE_SECONDS = 2.0
 
 
@@ -138,22 +139,30 @@ class Registrar:
         self._open = partial(SharedLog, self._source, signer, seen)
         self._registry: SharedLog | None = None
         self._begun = self._due = time.monotonic()
+        self._retry = _RETRY_SECONDS
         self._warned = False
 
     def level(self, store: RemoteStore, last: bool) -> None:
         """The copy in ``store`` has all of the journal that there was; ``last`` where nothing
-        comes after that."""
-        now = time.monotonic()
-        if now < self._due and not last:
+        comes after that.
+
+        A server that has just left the registry unanswered is not asked again so soon, not even at
+        the end: the run's segments would wait for it.
+        """
+        silent = isinstance(self.failure, StoreUnavailableError)
+        if time.monotonic() < self._due and (silent or not last):
             return
-        self._due = now + max(_HEAD_SECONDS, _HEAD_SHARE * (now - self._begun))
         self._source.store = store
         try:
             self._tell(store.count)
-            self.failure = None
         except LogError as error:
-            self.failure, self._due = error, now + _RETRY_SECONDS
+            self.failure, wait = error, self._retry
+            self._retry = min(2 * self._retry, _LONGEST_RETRY_SECONDS)
             self._warn(error)
+        else:
+            self.failure, self._retry = None, _RETRY_SECONDS
+            wait = max(_HEAD_SECONDS, _HEAD_SHARE * (time.monotonic() - self._begun))
+        self._due = time.monotonic() + wait
 
     def _warn(self, error: LogError) -> None:
         """Once, and not of a server that is away: the replica tells of that."""

@@ -23,7 +23,15 @@ from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.keys import SigningKey
 from esper_events.registry import RunRegistered, WriterAdmitted
 from esper_events.registry_rules import RegisteredRun
-from support.log_runs import UserServer, ended, plateau, sealed, started, wait_until
+from support.log_runs import (
+    UserServer,
+    ended,
+    plateau,
+    sealed,
+    started,
+    user_server,
+    wait_until,
+)
 
 
 def begin(run_dir: Path, log_id: str, workspace: Workspace, nats: str | None = None) -> EventLog:
@@ -119,6 +127,27 @@ def test_keys_of_one_root_share_a_registry(server: UserServer, tmp_path: Path) -
         assert any(isinstance(record.event, WriterAdmitted) for record in registry.records())
 
 
+NO_REGISTRY = """
+accounts { A { jetstream: enabled, users: [ { user: ann, password: secret, permissions: {
+  publish: { deny: ["$JS.API.STREAM.*.ESPER_REGISTRY", "esper.registry"] } } } ] } }
+"""
+
+
+def test_an_account_that_may_have_no_registry_has_its_run(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    """What is not permitted is not answered either: the run's copy is not held up again and again,
+    nor is its end."""
+    (tmp_path / "nats").mkdir()
+    for server in user_server(tmp_path / "nats", NO_REGISTRY):
+        url = server.url.replace("//", "//ann:secret@")
+        log = begin(tmp_path / "run", "r", workspace, url)
+        log.append(ended())
+        began = time.monotonic()
+        assert log.close(20).behind == 0
+        assert time.monotonic() - began < 10
+
+
 class Copy(MemoryStore):
     """A server's copy of a run, beside which there is a registry or none that answers."""
 
@@ -135,6 +164,13 @@ class Copy(MemoryStore):
         store = MemoryStore(self.registry)
         store.refresh = lambda: store.count  # type: ignore[attr-defined]
         return store
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registrar that is made after this waits for nothing."""
+    monkeypatch.setattr(registry_module, "_UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr(registry_module, "_RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -166,10 +202,8 @@ def test_the_registry_is_asked_now_and_then_only(registrar: Registrar, key: Sign
 
 
 def test_what_cannot_be_told_now_is_told_later(
-    registrar: Registrar, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+    hurried: None, registrar: Registrar, key: SigningKey
 ) -> None:
-    monkeypatch.setattr(registry_module, "_UPDATE_SECONDS", 0.0)
-    monkeypatch.setattr(registry_module, "_RETRY_SECONDS", 0.0)
     copy = Copy(sealed(key, 5))
     copy.away = True
     registrar.level(copy, last=False)
