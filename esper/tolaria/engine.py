@@ -197,6 +197,8 @@ class Engine:
             self.transitions.cull(trial, step, reason, delay=0)
         self.decisions.settle(step, wait=True)
         self.decisions.abandon(step, reason)
+        if self._rollbacks is not None:
+            self._rollbacks.settle(step, wait=True)
         self.transitions.release()
 
     def state(self, records: int) -> LatticeState:

@@ -97,12 +97,16 @@ class Rollbacks:
         deadline = time.monotonic() + self._context.settings.ack_timeout
         self._open = _Decided(kept, self._context.log.append(decided), deadline)
 
-    def settle(self, step: int) -> bool:
-        """Go back where the log has acknowledged it; whether that was done."""
+    def settle(self, step: int, *, wait: bool = False) -> bool:
+        """Go back where the log has acknowledged it; whether that was done.
+
+        ``wait`` gives the log its time-out to do so, as ``sync_decisions`` does.
+        """
         decided = self._open
         if decided is None:
             return False
-        if self._context.settings.sync_decisions and not decided.ticket.acknowledged:
+        wait = wait or self._context.settings.sync_decisions
+        if wait and not decided.ticket.acknowledged:
             decided.ticket.wait(max(0.0, decided.deadline - time.monotonic()))
         if not decided.ticket.acknowledged:
             return False

@@ -255,6 +255,14 @@ def test_a_host_of_another_shape_is_not_gone_back_to(
     assert [e.step for e in events(run.growth, CheckpointWritten)] == [20], "none of a spoilt host"
 
 
+def test_a_rollback_that_is_decided_last_is_still_done(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {52: POISON}).train(55)
+    assert run.back == [(55, 40)]
+    assert run.fine
+    again = Run(tmp_path, {52: POISON}, rerun=from_records(run.growth.records()))
+    assert again.train(55, close=False).growth.rerun_report().identical
+
+
 def test_without_checkpoints_the_run_says_so_and_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

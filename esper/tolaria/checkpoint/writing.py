@@ -83,7 +83,8 @@ class CheckpointWriter:
             digest = self._write(step, packed, tensors)
         finally:
             written.set()
-        if digest is not None and self._copies is not None:
+        newest = written is self._written  # Else its file may be gone before it is copied.
+        if digest is not None and newest and self._copies is not None:
             self._renew_copies(self._copies, digest, file.path_of(self._directory, step))
 
     def _write(self, step: int, packed: Any, tensors: dict[str, Tensor]) -> str | None:
