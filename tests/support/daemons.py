@@ -20,7 +20,7 @@ from support.command import SMALL, command, environment
 from support.log_runs import UserServer, is_alive, wait_until
 
 LEASE = 2.0
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 ENDLESS = SMALL.replace("steps = 420", "steps = 1000000").replace(
     "[data]", "checkpoint_every = 20\n[data]"

@@ -93,5 +93,5 @@ def test_what_cannot_be_trained_is_parked(here: Site) -> None:
     ):
         parked = here.wait(job, lambda job: job.state == "parked")
         assert words in parked.reason
-    assert here.link.queue.jobs() == set()
+    here.wait_until(lambda: not here.link.queue.jobs())
     assert here.trainers() == []
