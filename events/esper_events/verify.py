@@ -126,6 +126,9 @@ def _findings(
         f"whole: {verifier.events} events in {verifier.segments} segments of log {verifier.log}, "
         f"signed by {fingerprint}"
     ]
+    keys = len({tenure.key for tenure in verifier.authority.tenures})
+    if keys > 1:
+        found[0] += f", the last of its {keys} keys"
     if verifier.authority.root is not None:
         found[0] += f", certified by the root {verifier.authority.root.fingerprint}"
     if kept:

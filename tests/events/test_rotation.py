@@ -14,6 +14,7 @@ from esper_events.anchor import Fingerprint
 from esper_events.certificate import Role
 from esper_events.codec import encode_event
 from esper_events.events import KeyCertified, PlateauDetected
+from esper_events.export import export_run
 from esper_events.keys import SigningKey
 from esper_events.verify import verify_path
 from support.authorities import begin, rotated, taken, trusted
@@ -54,6 +55,7 @@ def test_a_key_is_rotated_as_often_as_there_is_a_next(
         report = verify_path(tmp_path, anchor)
         assert report.ok, report.message
         assert (report.ended, report.key) == (True, name(THIRD))
+        assert f"signed by {name(THIRD)}, the last of its 3 keys" in report.message
 
 
 FORGED: dict[str, tuple[SignedLog, str]] = {
@@ -192,6 +194,19 @@ def test_the_writer_is_held_to_the_same(tmp_path: Path) -> None:
     for stranger, reason in ((FIRST, "its key was rotated"), (THIEF, "has no role in this log")):
         with pytest.raises(JournalError, match=reason):
             SegmentWriter(store, stranger, LOG)
+
+
+def test_an_export_ends_in_the_word_of_the_last_key(tmp_path: Path) -> None:
+    log = turned()
+    (log.lay(tmp_path) / "checkpoint").write_bytes(log.note(SECOND))
+    export_run(tmp_path, tmp_path / "file")
+    for anchor in (FIRST.public, None):
+        assert verify_path(tmp_path / "file", anchor).ok
+    footer = log.note(SECOND)
+    forged = (tmp_path / "file").read_bytes().replace(footer, log.note(FIRST))
+    (tmp_path / "forged").write_bytes(forged)
+    report = verify_path(tmp_path / "forged")
+    assert f"{name(FIRST)} signed its signed checkpoint of 3 events" in report.message
 
 
 CHECKPOINTS: dict[str, tuple[SigningKey, int, str]] = {
