@@ -14,15 +14,18 @@ import pytest
 
 from esper.log.errors import FencedError
 from esper.log.run import resume_run_log
-from esper_events.events import RunTakenOver
+from esper_events.events import RunEnded, RunTakenOver
 from esper_events.framing import JOURNAL
 from esper_events.reader import LogReader
 from support.command import SMALL, environment, esper
-from support.log_runs import UserServer, user_server
+from support.growth_runs import FAST, Asleep, Loop
+from support.log_runs import UserServer, user_server, wait_until
 from support.machines import Machine
 
-CONFIG = SMALL.replace("[data]", "checkpoint_every = 10\n[data]")
-STEPS = 420
+CONFIG = SMALL.replace("[data]", "checkpoint_every = 10\n[data]").replace(
+    "sync_decisions = true", "sync_decisions = true\nack_timeout = 100"
+)
+"""Nothing lapses, however busy the machine is."""
 TRAIN = """
 import sys
 from pathlib import Path
@@ -118,7 +121,6 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
     paused.send(signal.SIGCONT)
     word = paused.ends()
     assert word.startswith("FencedError run job-1 was taken over by b in lease epoch 1")
-    assert "step 420" not in paused.told
     for aside in (True, False):
         with pytest.raises(FencedError, match="taken over by b") as refused:
             resume_run_log(
@@ -140,3 +142,28 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
     assert (there.run_dir / "objects").exists()
     verified = json.loads(esper(tmp_path, "verify", "b/run", "--json").stdout)
     assert (verified["ok"], verified["ended"]) == (True, True)
+
+
+@pytest.mark.parametrize("stopped", ["at a step", "at the end"])
+def test_a_loop_of_ones_own_is_stopped_when_another_has_the_run(
+    tmp_path: Path, server: UserServer, stopped: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    here = Machine(tmp_path / "a")
+    there = Machine(tmp_path / "b", here)
+    loop = Loop()
+    growth = loop.grow(FAST, Asleep(), log=here.take(0, server.url))
+    loop.run(3)
+    assert growth.log.flush(20)
+    there.take(1, server.url).close()
+    if stopped == "at a step":
+        wait_until(lambda: growth.log.fenced is not None, 30)
+        with pytest.raises(FencedError, match="taken over by b in lease epoch 1"):
+            loop.run(FAST.observe_every)
+        growth.close("failed", "another has the run")
+    else:
+        with pytest.raises(FencedError, match="taken over by b in lease epoch 1"):
+            growth.close()
+    ended = [r for r in LogReader(there.run_dir).records() if isinstance(r.event, RunEnded)]
+    assert ended == []
