@@ -22,6 +22,8 @@ HEAVY = {"torch", "nats", "numpy", "scipy", "sklearn", "rich"}
         ("esper.log.run", {"torch"}),
         ("esper.projections.lattice", {"torch", "nats"}),
         ("esper.cli.main", {"torch", "nats"}),
+        ("esper.tolaria.daemon.daemon", {"torch", "numpy", "sklearn"}),
+        ("esper.tolaria.daemon.child", {"torch", "nats"}),
     ],
 )
 def test_import_is_light(module: str, forbidden: set[str], tmp_path: Path) -> None:

@@ -114,7 +114,12 @@ class Connection:
         """Run ``work`` on the loop, for ``timeout`` seconds at most where that is another time than
         the connection's; raises ``RefusedError`` for an answer that is a refusal."""
         limit = self.timeout if timeout is None else timeout
-        future = asyncio.run_coroutine_threadsafe(self._deadline(work, limit), self._loop)
+        waiting = self._deadline(work, limit)
+        try:
+            future = asyncio.run_coroutine_threadsafe(waiting, self._loop)
+        except RuntimeError as error:
+            waiting.close()
+            raise StoreUnavailableError(f"{self.name}: the connection is closed") from error
         try:
             return future.result(limit + _GRACE_SECONDS)
         except ServiceUnavailableError as error:

@@ -131,3 +131,10 @@ def test_a_stream_that_is_no_queue_is_refused(server: UserServer) -> None:
     operator.close()
     with pytest.raises(LogError, match="no queue of jobs"):
         JobQueue(Endpoint(server.url))
+
+
+def test_a_closed_connection_is_unavailable(connect: Callable[[], JobQueue]) -> None:
+    queue = connect()
+    queue.close()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        queue.jobs()
