@@ -28,3 +28,9 @@ class Admission:
             or self.lease.admit(event, place, index)
             or self.authority.admit(event, place, index)
         )
+
+    def pass_over(self, place: Place, index: int) -> str | None:
+        """Take an event of a kind unknown here as number ``index``; the reason if none can stand
+        there, else None."""
+        self.authority.distrust.note(place, index)
+        return self.lease.admit(None, place, index)

@@ -105,7 +105,7 @@ class Chain(abc.ABC, Generic[E, R]):
         """
         return self.codec.decode(data)
 
-    def pass_over(self, data: bytes, place: Place) -> str | None:
+    def pass_over(self, data: bytes, place: Place, index: int) -> str | None:
         """Take an event unread as the next one; the reason if none can stand there, else None."""
         return f"{len(data)} bytes in a segment of {place.log} cannot be read"
 
@@ -246,7 +246,7 @@ class Chain(abc.ABC, Generic[E, R]):
         for index, event in enumerate(self._events_of(segment, at), self.events):
             position = index - self.events
             if event is None:
-                reason = self.pass_over(segment.events[position], place)
+                reason = self.pass_over(segment.events[position], place, index)
             else:
                 reason = self.admit(event, place, index)
                 records.append(self.record(index, event))

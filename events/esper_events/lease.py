@@ -16,13 +16,14 @@ class Lease:
     def __init__(self) -> None:
         self.epoch: int | None = None
 
-    def admit(self, event: Event, place: Place, index: int) -> str | None:
-        """The reason why ``event`` cannot stand at ``index``, a place in ``place``, else None."""
-        first = index == place.first_index
+    def admit(self, event: Event | None, place: Place, index: int) -> str | None:
+        """The reason why ``event``, None for one of a kind unknown here, cannot stand at ``index``,
+        a place in ``place``, else None."""
         reason = None
         if isinstance(event, RunTakenOver):
+            first = index == place.first_index
             reason = self._take_over(event, place) if first else "run.taken_over within a segment"
-        elif first and self.epoch is not None and place.epoch != self.epoch:
+        elif self.epoch is not None and place.epoch != self.epoch:
             reason = (
                 f"lease epoch {place.epoch} after epoch {self.epoch}"
                 if place.epoch < self.epoch

@@ -50,7 +50,7 @@ class AuditVerifier(ChainVerifier):
         known = _KINDS.get(fields["kind"])
         return None if known is None else _without_others(fields, known)
 
-    def pass_over(self, data: bytes, place: Place) -> str | None:
+    def pass_over(self, data: bytes, place: Place, index: int) -> str | None:
         """Only the trainer may write what nobody can look up in a table of roles."""
         kind = str(_fields(data)["kind"])
         self.passed_over[kind] += 1
@@ -58,7 +58,7 @@ class AuditVerifier(ChainVerifier):
             return "an event after the end of the run"
         if place.signer != self.authority.trainer:
             return f"{place.signer.fingerprint} is not the trainer's key and may not write {kind}"
-        return None
+        return self.admission.pass_over(place, index)
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from esper_events.newer import AuditVerifier
 from esper_events.segment import GENESIS, seal, segment_hash
 from esper_events.stages import Stage
 from esper_events.verify import verify_path
+from support.authorities import revoked
 from support.event_runs import LOG, Run, blueprint, decided, ended, lattice, started
 from support.signed_logs import SignedLog
 
@@ -194,3 +195,29 @@ def test_the_verbs_tell_what_was_passed_over(
         assert "decision 1" in told.out
         assert failures.run(group, ["replay", str(path)]) == 1
         assert "read it with that or a later one" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_raises_no_epoch_and_is_not_trusted_behind_a_bound(
+    key: SigningKey,
+) -> None:
+    root = SigningKey.generate()
+    genesis = msgspec.structs.replace(
+        started(key), version="9.0.0", certificate=certify(root, key.public, Role.TRAINER)
+    )
+
+    def log(*behind: tuple[SigningKey, bytes, int]) -> AuditVerifier:
+        verifier = AuditVerifier(root.public)
+        verifier.accept(sealed(key, [encode_event(genesis)])[0])
+        for by, event, epoch in behind:
+            first, previous = verifier.events, verifier.head
+            verifier.accept(
+                seal([event], log=LOG, first_index=first, previous=previous, key=by, epoch=epoch)
+            )
+        return verifier
+
+    with pytest.raises(ChainError, match="lease epoch 1 begins without run.taken_over"):
+        log((key, FUTURE, 1))
+    for since, trusted in ((1, False), (2, True)):
+        revocation = encode_event(revoked(key, root, since))
+        bound = log((key, FUTURE, 0), (root, revocation, 0)).authority.distrust.first()
+        assert (bound is None) is trusted
