@@ -106,7 +106,7 @@ class Connection:
 
         async def publish() -> None:
             await self._client.publish(subject, payload)
-            await self._client.flush(self.timeout)
+            await self._client.flush()
 
         self.call(publish)
 
