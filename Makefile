@@ -57,6 +57,7 @@ bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_residual
 	$(BIN)/python -m benchmarks.bench_telemetry
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_growth
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_tournaments
 	$(TESTS_BUILD) -B build/tests > /dev/null
 	$(BIN)/cmake --build build/tests --target lattice_test
 	build/tests/lattice_test 1000000

@@ -5,8 +5,7 @@ of single steps. The host is an MLP of two hidden layers of width h, batch 128, 
 low-rank correction of rank 8 on the second layer. Blocks of steps of two loops are timed in turns
 on copies of one host; a ratio is the median over pairs of blocks with its 95 % bootstrap interval.
 A/A, two plain loops, shows what this machine calls equal. The peer is what a user would write in
-plain torch: the same seed, blended in from a detached input, without any shadow pass. A second
-table compares tournaments whose seeds share a pass with the same ones in passes of their own.
+plain torch: the same seed, blended in from a detached input, without any shadow pass.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import product
 
-import msgspec
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -27,89 +24,28 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.growing import (
+    BLOCK,
+    RANK,
+    SLOT,
+    Growing,
+    Make,
+    Script,
+    Step,
+    adam,
+    batches,
+    growing,
+    host,
+    loop,
+    low_rank,
+    plain,
+    timed,
+)
 from benchmarks.paired import Ratio, in_turns
-from esper.blueprints.ir import Blueprint, LowRank, Size
-from esper.blueprints.library import LIBRARY
 from esper.kasmina._lattice import AlphaSchedule
 from esper.kasmina.lattice import Lattice
-from esper.log.event_log import EventLog
-from esper.log.memory import MemoryStore
-from esper.tamiyo.interface import Advance, Controller, Germinate, Observation, Proposal
-from esper.tamiyo.rules import RuleController, Rules
-from esper.tolaria.growth import Growth
-from esper.tolaria.models import mlp
-from esper.tolaria.settings import GrowthSettings
-from esper.tolaria.training import Batch, classification_loss
 from esper.tolaria.trials import give_optimizer, new_seed
-from esper_events.keys import SigningKey
 from esper_events.stages import Stage
-
-BATCH, RANK, SLOT = 128, 8, "layer2"
-BLOCK = 32
-"""Steps of a block: whole cycles of shadow passes, and one observation of the held-out batches."""
-ORDER = list(Stage)
-LENIENT = GrowthSettings(
-    observe_every=BLOCK,
-    measure_every=BLOCK,
-    warmup=0,
-    lead=1,
-    blend_steps=4,
-    stabilize_steps=1,
-    evaluate_steps=1_000_000,
-    shadow_confidence=0.5,
-    stability_band=1e9,
-    explosion=1e9,
-    max_added_parameters=1 << 40,
-)
-Step = Callable[[Batch], None]
-Make = Callable[[int], AbstractContextManager[Step]]
-
-
-def low_rank(width: int) -> Blueprint:
-    """A linear correction of rank 8."""
-    node = LowRank(0, rank=Size("out", 1, width // RANK), size=Size("out"), init="zero")
-    return Blueprint(name="rank_8", source="output", nodes=(node,))
-
-
-def host(width: int) -> nn.Module:
-    torch.manual_seed(0)
-    return mlp(width, (width, width), 10)
-
-
-def batches(width: int, count: int = 12) -> list[Batch]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(BATCH, width, generator=generator),
-            torch.randint(10, (BATCH,), generator=generator),
-        )
-        for _ in range(count)
-    ]
-
-
-def loop(model: nn.Module, optimizer: torch.optim.Optimizer, growth: Growth | None = None) -> Step:
-    """A training step as users write it, with the safe point where there is growth."""
-    loss_fn = classification_loss(model)
-
-    def step(batch: Batch) -> None:
-        loss: Tensor = loss_fn(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        if growth is not None:
-            growth.step(batch, loss)
-
-    return step
-
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=1e-4)
-
-
-def plain(width: int) -> AbstractContextManager[Step]:
-    """No growth at all."""
-    model = host(width)
-    return nullcontext(loop(model, adam(model)))
 
 
 class Blend(nn.Module):
@@ -135,77 +71,6 @@ def peer(width: int) -> AbstractContextManager[Step]:
     return nullcontext(loop(model, adam(model)))
 
 
-@dataclass
-class Script:
-    """Germinates ``count`` seeds at once and takes each to ``last``."""
-
-    count: int
-    last: Stage
-    made: int = field(default=0)
-
-    def decide(self, observation: Observation) -> list[Proposal]:
-        """Proposals as told above."""
-        proposals: list[Proposal] = [
-            Advance(seed.id, "as told")
-            for seed in observation.seeds
-            if seed.ready and not seed.pending and ORDER.index(seed.stage) < ORDER.index(self.last)
-        ]
-        if not self.made:
-            self.made = self.count
-            proposals += [Germinate(SLOT, "rank_8", "as told")] * self.count
-        return proposals
-
-
-class Growing:
-    """A loop with growth whose seeds have come to the stage that is to be measured."""
-
-    def __init__(
-        self, width: int, controller: Controller, *, shadow_every: int = 4, share: int = 16
-    ) -> None:
-        model, self.data = host(width), batches(width)
-        optimizer = adam(model)
-        settings = msgspec.structs.replace(LENIENT, shadow_every=shadow_every, share=share)
-        self.growth = Growth(
-            model,
-            optimizer,
-            classification_loss(model),
-            self.data[:4],
-            confirm=self.data[4:6],
-            settings=settings,
-            controller=controller,
-            library=[low_rank(width), *LIBRARY.values()],
-            log=EventLog(MemoryStore(), SigningKey.generate(), "bench"),
-        )
-        self.plain_step = loop(model, optimizer)
-        self.step = loop(model, optimizer, self.growth)
-        self.taken = 0
-
-    def run(self, steps: int, step: Step | None = None) -> None:
-        for _ in range(steps):
-            (step or self.step)(self.data[self.taken % len(self.data)])
-            self.taken += 1
-
-    def until(self, stage: Stage, count: int = 1) -> Growing:
-        """Train until all seeds stand in ``stage``, and to the end of a block."""
-        while [row.stage for row in self.growth.seed_rows()] != [stage] * count:
-            self.run(1)
-            if self.taken > 100 * BLOCK:
-                stages = [row.stage.value for row in self.growth.seed_rows()]
-                raise RuntimeError(f"the seeds came to {stages}, wanted {stage.value}")
-        self.run(-self.taken % BLOCK)
-        return self
-
-
-@contextmanager
-def growing(width: int, last: Stage, *, count: int = 1, shadow_every: int = 4) -> Iterator[Step]:
-    """``count`` seeds in the stage ``last``."""
-    found = Growing(width, Script(count, last), shadow_every=shadow_every)
-    try:
-        yield found.until(last, count).step
-    finally:
-        found.growth.close()
-
-
 def training(width: int) -> AbstractContextManager[Step]:
     """One seed in TRAINING, a shadow pass at every fourth step."""
     return growing(width, Stage.TRAINING)
@@ -219,25 +84,6 @@ def forked(width: int) -> AbstractContextManager[Step]:
 def one_candidate(width: int) -> AbstractContextManager[Step]:
     """A seed that learns from a shadow pass at every step."""
     return growing(width, Stage.TRAINING, shadow_every=1)
-
-
-def tournament(width: int) -> AbstractContextManager[Step]:
-    """Sixteen of them."""
-    return growing(width, Stage.TRAINING, count=16, shadow_every=1)
-
-
-@contextmanager
-def held(width: int, share: int, count: int, spread: bool) -> Iterator[Step]:
-    """A tournament of ``count`` seeds in one slot and of one blueprint, or spread over slots and
-    blueprints by the rule-based controller; ``share`` of them in a pass."""
-    controller: Controller = Script(count, Stage.TRAINING)
-    if spread:
-        controller = RuleController(Rules(0, 1, 1.0, 1, count, trial_steps=10**9, rungs=0))
-    found = Growing(width, controller, shadow_every=1, share=share)
-    try:
-        yield found.until(Stage.TRAINING, count).step
-    finally:
-        found.growth.close()
 
 
 def grafted(width: int) -> AbstractContextManager[Step]:
@@ -276,20 +122,6 @@ def pauses(width: int, seeds: int, runs: int = 6) -> list[float]:
     return longest
 
 
-def timed(
-    step: Step, data: Sequence[Batch], clock: Callable[[], float] = time.perf_counter
-) -> Callable[[], float]:
-    """A call that trains for a block and returns the seconds of one step."""
-
-    def block() -> float:
-        begun = clock()
-        for index in range(BLOCK):
-            step(data[index % len(data)])
-        return (clock() - begun) / BLOCK
-
-    return block
-
-
 def ratio(make: Make, width: int, pairs: int) -> tuple[Ratio, float]:
     """The step of ``make`` over the plain one, and the plain one's seconds."""
     data = batches(width)
@@ -322,7 +154,6 @@ CASES = (
     Case("grafted, without the fork", grafted, (64, 1024), ("1.25", "1.10"), True),
     Case("grafted, with the fork", forked, (64, 1024)),
     Case("one candidate, shadow pass every step", one_candidate, (64, 256)),
-    Case("tournament of 16 candidates", tournament, (64, 256)),
 )
 
 
@@ -337,55 +168,6 @@ def test_block(benchmark: BenchmarkFixture, case: Case, side: str) -> None:
         benchmark.pedantic(block, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
 
 
-def apart(width: int, count: int, spread: bool, pairs: int) -> tuple[str, ...]:
-    """A tournament's step over the plain one, and in passes of its own over the shared ones: the
-    whole step, and what the seeds add to that of the host. In processor time of the thread."""
-    data = batches(width)
-    with (
-        plain(width) as host_alone,
-        held(width, 16, count, spread) as together,
-        held(width, 1, count, spread) as separate,
-    ):
-        steps = (host_alone, together, separate)
-        blocks = [timed(step, data, time.thread_time) for step in steps]
-        for block in blocks:
-            block()
-        turns = [[block() for block in blocks] for _ in range(pairs)]
-    whole = Ratio.of([c / b for _, b, c in turns])
-    added = Ratio.of([(c - a) / (b - a) for a, b, c in turns])
-    plain_step = statistics.median(a for a, *_ in turns)
-    shared, own = (Ratio.of([turn[place] / turn[0] for turn in turns]) for place in (1, 2))
-    return f"{plain_step * 1e6:,.0f} us", str(shared), str(own), str(whole), str(added)
-
-
-def tournaments(pairs: int) -> Table:
-    """What sharing a pass is worth."""
-    table = Table(title="Tournaments, a shadow pass at every step")
-    table.add_column("seeds")
-    for column in ("h", "plain step", "shared / plain", "apart / plain", "apart / shared", "added"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, count, spread in (
-        ("16 of rank 8 in one slot", 16, False),
-        ("16, spread", 16, True),
-        ("8, spread", 8, True),
-    ):
-        for width in (64, 256):
-            table.add_row(name, str(width), *apart(width, count, spread, pairs))
-    return table
-
-
-def main() -> None:
-    """Print the tables; figures are multiples of one plain training step unless they say else."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks a row")
-    parser.add_argument("--tournaments", action="store_true", help="print the second table alone")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if not arguments.tournaments:
-        Console(width=150).print(stages_of_growth(arguments.pairs))
-    Console(width=150).print(tournaments(max(4, arguments.pairs // 4)))
-
-
 def stages_of_growth(pairs: int) -> Table:
     """What each stage costs."""
     table = Table(title=f"torch {torch.__version__}, one thread, {pairs} pairs of {BLOCK} steps")
@@ -393,7 +175,7 @@ def stages_of_growth(pairs: int) -> Table:
         table.add_column(column, justify="left" if column == "one seed of rank 8" else "right")
     for case in CASES:
         for place, width in enumerate(case.widths):
-            few = max(4, pairs // 4) if width > 256 or case.make is tournament else pairs
+            few = max(4, pairs // 4) if width > 256 else pairs
             own, seconds = ratio(case.make, width, few)
             control, _ = ratio(plain, width, few)
             rival = str(ratio(peer, width, few)[0]) if case.with_peer else ""
@@ -405,6 +187,14 @@ def stages_of_growth(pairs: int) -> Table:
         name = f"the longest pause as {seeds} germinate"
         table.add_row(name, str(width), "", pause, "", "", "1")
     return table
+
+
+def main() -> None:
+    """Print the table; figures are multiples of one plain training step unless they say else."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks a row")
+    torch.set_num_threads(1)
+    Console(width=150).print(stages_of_growth(parser.parse_args().pairs))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from esper.kasmina.activation import turned
 from esper.kasmina.capture import Captured
-from esper.kasmina.residual import SMALL_RANK, TwoLayers, offered, residual_graft
+from esper.kasmina.residual import TwoLayers, offered, residual_graft
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import SEED_FAULTS
 
-MANY = 4
-"""Fewer equal seeds were measured to gain nothing by one call."""
-LARGE = 8192
-"""Beyond so many weights in a layer the products take the time, in one call as in many."""
+MANY = 6
+"""Fewer equal seeds were measured to gain little or nothing by one call."""
+LARGE_RANK = 16
+LARGE_LAYER = 8192
+"""Above such a rank, or so many weights in a layer, one call was measured to gain nothing: the
+operator must turn the second layer's weights round, and the products take the time."""
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -130,8 +132,8 @@ def _gains(layers: TwoLayers, h: Tensor, x: Tensor) -> bool:
     return (
         h.dtype in _DTYPES
         and not (h.is_inference() or x.is_inference())
-        and rank <= SMALL_RANK
-        and rank * max(x.shape[-1], h.shape[-1]) <= LARGE
+        and rank <= LARGE_RANK
+        and rank * max(x.shape[-1], h.shape[-1]) <= LARGE_LAYER
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.blueprints.ir import Blueprint, LowRank, Size
-from esper.kasmina import bodies, residual
+from esper.kasmina import bodies
 from esper.kasmina.residual import TwoLayers
 from esper.kasmina.seed import Seed
 from esper.kasmina.shadow import LossFunction, held_out_losses, shadow_step
@@ -98,11 +98,11 @@ def test_a_call_without_memory_ends_its_seeds_and_no_others(
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(bodies, "residual_graft", full)
-    found = planted(*double("mlp"), ("0", RELU, 4), ("4", RELU, 2))
+    found = planted(*double("mlp"), ("0", RELU, 6), ("4", RELU, 2))
     losses = together(found)
-    assert [str(loss) for loss in losses[:4]] == ["no memory"] * 4
-    assert all(isinstance(loss, float) for loss in losses[4:])
-    assert [seed.shadow_steps for seed in found.seeds] == [0, 0, 0, 0, 1, 1]
+    assert [str(loss) for loss in losses[:6]] == ["no memory"] * 6
+    assert all(isinstance(loss, float) for loss in losses[6:])
+    assert [seed.shadow_steps for seed in found.seeds] == [0] * 6 + [1, 1]
 
 
 def autocasting(model: nn.Module) -> LossFunction:
@@ -138,15 +138,14 @@ class Unhashable:
 
 
 def of_kind(slot: Slot, make: Callable[[], nn.Module]) -> list[Seed]:
-    return [sgd_seed(slot, make(), number) for number in range(4)]
+    return [sgd_seed(slot, make(), number) for number in range(6)]
 
 
 def wide(slot: Slot) -> Sequence[Seed]:
     """More weights than one call is measured to be faster for."""
-    size = Size("one", residual.SMALL_RANK + 1)
-    return seeds_of(
-        slot, Blueprint("pair", "output", (LowRank(0, size, Size("out"), init="zero"),)), 4
-    )
+    rank = Size("one", bodies.LARGE_RANK + 1)
+    node = LowRank(0, rank, Size("out"), init="zero")
+    return seeds_of(slot, Blueprint("pair", "output", (node,)), 6)
 
 
 CALLED: dict[str, Callable[[Slot], Sequence[Seed]]] = {
@@ -167,7 +166,7 @@ def test_other_bodies_are_called(name: str, calls: list[int]) -> None:
 
 
 def test_under_autocast_bodies_are_called(calls: list[int]) -> None:
-    found = planted(mlp(), torch.randn(8, 6), ("0", RELU, 4))
+    found = planted(mlp(), torch.randn(8, 6), ("0", RELU, 6))
     found.loss_fn = autocasting(found.model)
     alone = found.copies()
     losses = together(found)
@@ -186,17 +185,17 @@ def test_autocast_around_a_host_that_computes_without_it_is_not_asked(calls: lis
                 logits: Tensor = self.head(self.a(x))
             return logits
 
-    found = planted(Exact(), torch.randn(8, 6), ("a", RELU, 4))
+    found = planted(Exact(), torch.randn(8, 6), ("a", RELU, 6))
     wanted = together(found, found.copies())
     with torch.autocast("cpu", torch.bfloat16):
         assert together(found) == pytest.approx(wanted, rel=1e-6)
-    assert calls == [4, 4]
+    assert calls == [6, 6]
 
 
 def test_in_inference_mode_bodies_are_called(calls: list[int]) -> None:
     model, x = Frozen(), torch.randn(8, 6)
     slots = find_slots(model, lambda: model(x)).slots
-    seeds = [*seeds_of(slots["features"], RELU, 4), *seeds_of(slots["head"], RELU, 1, 4)]
+    seeds = [*seeds_of(slots["features"], RELU, 6), *seeds_of(slots["head"], RELU, 1, 6)]
     found = Setting(model, (x, labels(x, 3)), classify(model), seeds)
     own = [held_out_losses(model, found.loss_fn, [found.batch], s)[0] for s in seeds]
     assert together(found) == pytest.approx(own, rel=1e-6) and calls == []
