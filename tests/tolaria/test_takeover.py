@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from esper.log.errors import FencedError
-from esper.log.run import resume_run_log
+from esper.log.objects import named_objects, path_of
+from esper.log.run import repair_replica, resume_run_log
 from esper_events.events import RunEnded, RunTakenOver
 from esper_events.framing import JOURNAL
 from esper_events.reader import LogReader
@@ -139,7 +140,9 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
     assert [r.event.holder for r in records if isinstance(r.event, RunTakenOver)] == ["b"]
     again = json.loads(esper(tmp_path, "rerun", "b/run", "--json").stdout.splitlines()[-1])
     assert again["identical"] is True
-    assert (there.run_dir / "objects").exists()
+    repair_replica(there.run_dir, there.workspace, server.url)  # What had not come by the end.
+    objects = there.run_dir / "objects"
+    assert all(path_of(objects, digest).exists() for digest in named_objects(records))
     verified = json.loads(esper(tmp_path, "verify", "b/run", "--json").stdout)
     assert (verified["ok"], verified["ended"]) == (True, True)
 
