@@ -8,6 +8,7 @@ from pathlib import Path
 from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError
 from esper_events.framing import LENGTH, read_frames
+from esper_events.newer import AuditVerifier
 from esper_events.reader import LogReader
 from esper_events.registry_chain import RegistryVerifier
 from esper_events.registry_rules import RegisteredRun
@@ -30,7 +31,7 @@ def read_registry(path: Path) -> Mapping[str, RegisteredRun]:
 
 def log_of(path: Path) -> str:
     """The id that the log of the run at ``path`` begins with, "" where it cannot be read."""
-    reader = LogReader(path)
+    reader = LogReader(path, verifier=AuditVerifier)
     try:
         next(reader.records())
     except (ChainError, OSError, ValueError, StopIteration):
