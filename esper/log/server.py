@@ -34,8 +34,7 @@ accounts {{
   ESPER {{
     jetstream: enabled
     users: [ {{ nkey: {client}, permissions: {{ publish: {{ deny: [
-      "$JS.API.STREAM.UPDATE.>", "$JS.API.STREAM.DELETE.>",
-      "$JS.API.STREAM.PURGE.>", "$JS.API.STREAM.MSG.DELETE.>"
+      "$JS.API.STREAM.UPDATE.>", "$JS.API.STREAM.DELETE.>", "$JS.API.STREAM.MSG.DELETE.>"
     ] }} }} }} ]
   }}
   SYS {{ users: [ {{ nkey: {system} }} ] }}

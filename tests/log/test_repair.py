@@ -150,6 +150,21 @@ def test_another_history_is_not_taken_for_the_end_of_this_one(run: Run, server: 
     assert run.journal.read_bytes() == forked
 
 
+def test_the_private_server_takes_objects_and_lets_checkpoints_go(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    log = open_run_log(tmp_path / "run", log_id="r", workspace=workspace)
+    assert log.copies is not None
+    path = tmp_path / "state"
+    path.write_bytes(b"weights")
+    digest = digest_of(b"weights")
+    assert log.copies.send(digest, path)
+    assert log.copies.fetch(digest, tmp_path / "again")
+    log.copies.remove([digest])
+    assert not log.copies.fetch(digest, tmp_path / "gone")
+    assert log.breakers["objects"].state == "closed"
+    log.close()
+
+
 def test_objects_and_checkpoints_are_brought_to_where_they_are_missing(run: Run) -> None:
     files = [path_of(run.directory / "objects", d) for d in run.objects]
     kept = [path.read_bytes() for path in (*files, run.checkpoint)]
