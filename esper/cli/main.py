@@ -7,6 +7,7 @@ import sys
 import click
 
 from esper.cli.audit import audit
+from esper.cli.blueprints import blueprints
 from esper.cli.cancel import cancel
 from esper.cli.daemon import daemon
 from esper.cli.diff import diff
@@ -45,7 +46,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train, rerun),
     "Let a daemon train": (daemon, submit, status, logs, cancel),
-    "Read a run's log": (show, explain, replay, diff, audit),
+    "Read a run's log": (show, explain, replay, diff, audit, blueprints),
     "Prove it": (verify, prove, keys),
     "Keep it": (runs, repair, export_log, import_log),
 }

@@ -36,6 +36,7 @@ def test_help_fits_a_screen_and_has_an_example(
 def test_the_verbs_are_those_that_the_guide_names() -> None:
     assert VERBS == [
         "audit",
+        "blueprints",
         "cancel",
         "daemon",
         "diff",
