@@ -8,7 +8,6 @@ next batch on, at an alpha of exactly 0.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,24 +28,18 @@ from esper.tamiyo.interface import (
 )
 from esper.tolaria.context import Context
 from esper.tolaria.decisions import Decisions, Ticket
-from esper.tolaria.explosion import TrainingLoss
 from esper.tolaria.fork_trial import awaits_backward
 from esper.tolaria.gatekeeper import Gatekeeper
 from esper.tolaria.nursery import Nursery
 from esper.tolaria.observer import SeedRow
 from esper.tolaria.passes import ShadowPasses
+from esper.tolaria.recovery import Recovery
 from esper.tolaria.rollback import Rollbacks
 from esper.tolaria.transitions import Transitions
 from esper.tolaria.trials import Trial, live_stage
 from esper.tolaria.watch import Watch
 from esper_events.events import ControllerConsulted, PlateauDetected, WeightsRecorded
-from esper_events.stages import BLENDED, LIVE, Stage
-
-_logger = logging.getLogger("esper.tolaria")
-
-_UNCURED = (
-    "the run keeps no checkpoints (checkpoint_every) or rollbacks = 0, so it goes on as it is"
-)
+from esper_events.stages import LIVE, Stage
 
 
 class Engine:
@@ -64,7 +57,8 @@ class Engine:
         self._passes = ShadowPasses(context)
         self.watch = Watch(context, self.transitions, self.decisions, self._passes)
         self._gatekeeper = Gatekeeper(context, self.transitions, self.watch)
-        self._rollbacks = rollbacks if settings.rollbacks else None
+        parts = self.transitions, self.decisions, self.watch
+        self._recovery = Recovery(context, *parts, rollbacks)
         self._nursery = Nursery(context, self.transitions, self.decisions, self._gatekeeper)
         self._context = context
         self._settings = settings
@@ -72,32 +66,23 @@ class Engine:
         self._log = log
         self._asking = False
         self._recorded_at = 0
-        self._training_loss = TrainingLoss(settings.explosion)
 
     @property
     def idle(self) -> bool:
         """Whether the next safe point has nothing to do unless it is one for observing."""
-        busy = self.trials or self.decisions or self._nursery or self._asking or self._ailing
-        return not busy
+        busy = self.trials or self.decisions or self._nursery or self._asking
+        return not (busy or self._recovery.ailing)
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is on trial or held back, and nothing decided but that seeds cool down:
         what there is to remember is small then. And whether the host is well, for all one knows."""
         settled = self.transitions.quiet and self.decisions.quiet
-        unwell = self._rollbacks is not None and (self.watch.spoilt or self._rollbacks.on_probation)
-        return settled and not unwell and not (self._nursery or self._asking or self._ailing)
-
-    @property
-    def _ailing(self) -> bool:
-        """Whether the host is spoilt, and can be brought back, or is about to be."""
-        if self._rollbacks is None:
-            return False
-        curable = self.watch.spoilt and not self._rollbacks.none_left
-        return bool(curable or self._rollbacks)
+        return settled and self._recovery.well and not (self._nursery or self._asking)
 
     def snapshot(self) -> dict[str, Any]:
         """All that it remembers from one safe point to the next while it is quiet."""
+        rollbacks = self._recovery.rollbacks
         return {
             "seeds": self.transitions.snapshot(),
             "decisions": self.decisions.snapshot(),
@@ -107,7 +92,7 @@ class Engine:
             "recorded_at": self._recorded_at,
             "separate": sorted(self._passes.separate),
             "worst": self.watch.worst,
-            "rollbacks": self._rollbacks.snapshot() if self._rollbacks else [],
+            "rollbacks": [] if rollbacks is None else rollbacks.snapshot(),
         }
 
     def restore(self, kept: Mapping[str, Any], told: Callable[[int], Ticket]) -> None:
@@ -123,25 +108,27 @@ class Engine:
         self._recorded_at = kept["recorded_at"]
         self._passes.separate.update(kept["separate"])
         self.watch.worst = kept["worst"]
-        if self._rollbacks is not None:
-            self._rollbacks.restore(kept["rollbacks"])
+        if self._recovery.rollbacks is not None:
+            self._recovery.rollbacks.restore(kept["rollbacks"])
 
     def safe_point(self, step: int, batch: Any, loss: Tensor | float | None) -> None:
         """Do what is due after optimizer step ``step``, which trained on ``batch``."""
         observing = step % self._observation_interval() == 0
         self._follow_with_fork(batch, loss)
-        self._judge_graft(step, loss)
+        self._recovery.judge_graft(step, loss)
         if step % self._settings.shadow_every == 0:
             self._train_trials(step, self._context.update.one(batch))
         applied = self.decisions.settle(step)
-        back = self._rollbacks is not None and self._rollbacks.settle(step)
-        if observing or (self._ailing and (applied or back)):
+        back = self._recovery.go_back(step)
+        if observing or (self._recovery.ailing and (applied or back)):
             self._observe(step)
-        if self._ailing:
-            self._bring_back(step)
+        if self._recovery.ailing:
+            self._nursery.clear()
+            self._asking = False
+            self._recovery.advance(step)
         elif self._nursery and not applied and self.decisions.allowed(step):
             self._nursery.advance(step)
-        self._asking |= (observing or applied) and not self._ailing
+        self._asking |= (observing or applied) and not self._recovery.ailing
         if self._asking and self._nursery.settled:
             self._asking = False
             self._consult(step)
@@ -149,29 +136,10 @@ class Engine:
 
     def _observe(self, step: int) -> None:
         """Measure the host and the seeds, and see whether anything is spoilt."""
-        well = not self.watch.spoilt
+        was_well = not self.watch.spoilt
         self.watch.observe(step)
         self._record_weights(step)
-        if self._rollbacks is not None:
-            self._rollbacks.judged(step, spoilt=bool(self.watch.spoilt))
-        for trial in self.watch.in_stages(BLENDED):
-            trial.broken = trial.broken or self.watch.spoilt
-        if well and self.watch.spoilt and not (self._ailing or self.lattice.blended):
-            _logger.warning("step %d: %s; %s", step, self.watch.spoilt, _UNCURED)
-
-    def _bring_back(self, step: int) -> None:
-        """End what is on trial in a spoilt host, and then let it go back to a checkpoint.
-
-        A graft is ended first, and may have been all that was wrong.
-        """
-        if self._rollbacks is None or self._rollbacks or not self.decisions.allowed(step):
-            return
-        self._nursery.clear()
-        self._asking = False
-        for trial in list(self.trials.values()):
-            self.transitions.cull(trial, step, self.watch.spoilt, delay=0)
-        if self.transitions.quiet and self.decisions.quiet:
-            self._rollbacks.decide(step, self.watch.spoilt, self.transitions.snapshot())
+        self._recovery.judge_host(step, was_well=was_well)
 
     def _record_weights(self, step: int) -> None:
         """Put the host's bits on record from time to time, for a re-run to be held to."""
@@ -197,8 +165,7 @@ class Engine:
             self.transitions.cull(trial, step, reason, delay=0)
         self.decisions.settle(step, wait=True)
         self.decisions.abandon(step, reason)
-        if self._rollbacks is not None:
-            self._rollbacks.settle(step, wait=True)
+        self._recovery.go_back(step, wait=True)
         self.transitions.release()
 
     def state(self, records: int) -> LatticeState:
@@ -220,22 +187,6 @@ class Engine:
             )
         self.transitions.fork.follow(batch)
         self.lattice.tick()
-
-    def _judge_graft(self, step: int, loss: Tensor | float | None) -> None:
-        """End the seed under test where it has failed in the host's own pass, or spoilt it."""
-        if self.transitions.fork is None:
-            self._training_loss.forget()
-            return
-        # A loss of the loop still carries its graph, of which a plain float() warns.
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss or 0.0)
-        exploded = loss is not None and self._training_loss.explodes(value)
-        for trial in self.watch.in_stages(BLENDED):
-            if fault := self.lattice.fault(trial.seed.id):
-                trial.broken = f"it failed in the host: {fault}"
-            elif exploded:
-                trial.broken = f"training loss exploded to {value:g}"
-            if trial.broken and self.decisions.allowed(step):
-                self.transitions.cull(trial, step, trial.broken, delay=0)
 
     def _train_trials(self, step: int, batch: Any) -> None:
         trials = [t for t in self.watch.in_stages(frozenset({Stage.TRAINING})) if not t.stopped]
