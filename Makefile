@@ -50,7 +50,7 @@ format: $(VENV)/.checked  ## Put Python and C++ into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds and the verifier
+bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds and the log
 	$(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_residual.py \
 		benchmarks/bench_dormant.py -s --benchmark-enable --benchmark-only --benchmark-columns=min,median,iqr,rounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_ops
@@ -62,6 +62,9 @@ bench: $(VENV)/.tested  ## Time operators, the stages of growth, a million seeds
 	$(BIN)/cmake --build build/tests --target lattice_test
 	build/tests/lattice_test 1000000
 	$(BIN)/python -m benchmarks.verify_speed
+	$(BIN)/python -m benchmarks.bench_event_store
+	$(BIN)/python -m benchmarks.bench_backlog
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_handover --config examples/digits.toml
 
 objectives: $(VENV)/.built  ## What seeds learn from each objective: the same trials side by side
 	$(BIN)/python -m benchmarks.objectives

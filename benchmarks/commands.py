@@ -44,7 +44,13 @@ def esper(directory: Path, *arguments: str | Path) -> Popen:
     return python(directory, "esper.cli.main", *arguments)
 
 
-def python(directory: Path, module: str, *arguments: str | Path, **more: str) -> Popen:
+def python(
+    directory: Path,
+    module: str,
+    *arguments: str | Path,
+    interpreter: str = sys.executable,
+    **more: str,
+) -> Popen:
     """Start a module in ``directory`` with a workspace there; ``more`` joins the environment."""
     paths = [str(ROOT), str(ROOT / "events"), os.environ.get("PYTHONPATH", "")]
     environment = {
@@ -54,7 +60,7 @@ def python(directory: Path, module: str, *arguments: str | Path, **more: str) ->
         **more,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", module, *(str(argument) for argument in arguments)],
+        [interpreter, "-m", module, *(str(argument) for argument in arguments)],
         cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,

@@ -14,31 +14,13 @@ from unittest import mock
 
 import msgspec
 
+from benchmarks.digests import LiveDigests
 from esper.log.event_log import LogSummary
 from esper.projections.catalogue import PROJECTIONS
 from esper.tolaria.config import read, with_seed
 from esper.tolaria.growth import Growth
 from esper.tolaria.observer import Silent
 from esper.tolaria.trainer import grow
-
-
-class LiveDigests(msgspec.Struct):
-    """What a run was seen to be while it trained.
-
-    ``digests`` holds, for each projection, the digest before the first record and after each.
-    ``compared`` counts the steps after which the folded lattice was compared with the running
-    one, ``differences`` names those at which they were not the same.
-    """
-
-    digests: dict[str, list[str]]
-    steps: int = 0
-    compared: int = 0
-    differences: list[int] = []
-
-    @property
-    def records(self) -> int:
-        """Number of records that were folded."""
-        return len(self.digests["lattice"]) - 1
 
 
 class Follower:

@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from benchmarks.commands import Popen, copied, parser, python, told
-from benchmarks.live_digests import LiveDigests
+from benchmarks.digests import LiveDigests
 from esper.projections import snapshots
 from esper.projections.catalogue import PROJECTIONS
 from esper.projections.projection import Projection
@@ -91,18 +92,23 @@ def compare(run_dir: Path, live: LiveDigests, batches: Sequence[int]) -> dict[st
     return {"compared": compared, "problem": ""}
 
 
-def replays(directory: Path, name: str, hash_seeds: Sequence[str]) -> list[Popen]:
-    """Processes with these hash seeds that replay the run ``name``, each a copy of its own."""
+def replays(
+    directory: Path, name: str, hash_seeds: Sequence[str], pythons: Sequence[str]
+) -> list[Popen]:
+    """Processes of these interpreters with these hash seeds that replay the run ``name``, each a
+    copy of its own."""
     started = []
-    for salt in hash_seeds:
-        copy = shutil.copytree(directory / name, directory / f"{name}-hash-{salt}")
+    for number, (interpreter, salt) in enumerate(product(pythons, hash_seeds)):
+        copy = shutil.copytree(directory / name, directory / f"{name}-copy-{number}")
         arguments = ("--replay", copy, directory / f"{name}.json")
-        module = "benchmarks.replay_campaign"
-        started.append(python(directory, module, *arguments, PYTHONHASHSEED=salt))
+        module, more = "benchmarks.replay_campaign", {"PYTHONHASHSEED": salt}
+        started.append(python(directory, module, *arguments, interpreter=interpreter, **more))
     return started
 
 
-def trial(directory: Path, config: Path, seed: int, hash_seeds: Sequence[str]) -> tuple[str, bool]:
+def trial(
+    directory: Path, config: Path, seed: int, hash_seeds: Sequence[str], pythons: Sequence[str]
+) -> tuple[str, bool]:
     """Follow one run of ``config`` and replay it; its row of the table, and whether all holds."""
     name = f"{config.stem}-{seed}"
     seen, start = directory / f"{name}.json", time.perf_counter()
@@ -113,7 +119,7 @@ def trial(directory: Path, config: Path, seed: int, hash_seeds: Sequence[str]) -
     live = msgspec.json.decode(seen.read_bytes(), type=LiveDigests)
     middle = time.perf_counter()
     problems = [f"the running lattice differs after step {step}" for step in live.differences]
-    results = [told(process) for process in replays(directory, name, hash_seeds)]
+    results = [told(process) for process in replays(directory, name, hash_seeds, pythons)]
     problems += [result["problem"] for result in results if result["problem"]]
     compared = sum(result["compared"] for result in results)
     row = (
@@ -135,6 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--hash-seeds", nargs="+", default=HASH_SEEDS, metavar="N")
+    options.add_argument(
+        "--pythons", nargs="+", default=[sys.executable], metavar="FILE", help="interpreters"
+    )
     options.add_argument("--replay", type=Path, nargs=2, metavar=("DIR", "DIGESTS"))
     chosen = options.parse_args(arguments)
     if chosen.replay is not None:
@@ -147,15 +156,15 @@ def main(arguments: list[str] | None = None) -> int:
         directory = Path(place)
         print(HEADER, flush=True)
         for config in chosen.config:
-            row, equal = trial(
-                directory, copied(config, directory, chosen.steps), chosen.seed, chosen.hash_seeds
-            )
+            config = copied(config, directory, chosen.steps)
+            row, equal = trial(directory, config, chosen.seed, chosen.hash_seeds, chosen.pythons)
             good += equal
             print(row, flush=True)
     print(
         f"\n{good} of {len(chosen.config)} runs: live, replayed and replayed-from-snapshot digests "
         f"of {len(PROJECTIONS)} projections are equal at every sequence number, over "
-        f"{len(chosen.hash_seeds)} hash seeds and batches of {', '.join(map(str, BATCHES))} and all"
+        f"{len(chosen.pythons)} interpreters, {len(chosen.hash_seeds)} hash seeds and batches of "
+        f"{', '.join(map(str, BATCHES))} and all"
     )
     return 0 if good == len(chosen.config) else 1
 

@@ -1,20 +1,28 @@
-"""How fast a log is verified, beside the bare rate of its two parts: signatures and decoding.
+"""How fast a log is verified on all cores, beside the bare rate of signatures on as many.
 
-Run with ``python -m benchmarks.verify_speed``. Processor time of one core, best of three.
+Bare is one process for each core that does nothing but check signatures of as many bytes. Both are
+timed by the wall, in turns; the ratio is the median of pairs with its 95 % interval.
+
+    python -m benchmarks.verify_speed [--pairs N]
 """
 
 from __future__ import annotations
 
+import argparse
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 
-from esper_events.codec import decode_event, encode_event
+from benchmarks.paired import Ratio, in_turns
+from esper_events.ahead import cores
+from esper_events.codec import encode_event
 from esper_events.events import GateMeasured, RunStarted
 from esper_events.framing import JOURNAL, frame
 from esper_events.keys import SigningKey
-from esper_events.segment import GENESIS, seal, segment_hash
+from esper_events.segment import GENESIS, seal, segment_hash, signature_fits
 from esper_events.stages import Gate
 from esper_events.verify import verify_path
 
@@ -53,33 +61,47 @@ def write_log(directory: Path, per_segment: int, segments: int) -> int:
     return events
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time of ``work``, best of three."""
-    taken = []
-    for _ in range(3):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return min(taken)
+def check(count: int) -> None:
+    """Check as many signatures, of segments with one event."""
+    data = seal([encode_event(EVENT)], log="speed", first_index=1, previous=GENESIS, key=KEY)
+    for _ in range(count):
+        if not signature_fits(data, KEY.public):
+            raise SystemExit("a good signature is refused")
+
+
+def bare(segments: int) -> float:
+    """Seconds to check so many signatures on all cores, the start of processes left out."""
+    with Pool(cores()) as pool:
+        pool.map(check, [1] * cores(), chunksize=1)
+        start = time.perf_counter()
+        pool.map(check, [segments // cores()] * cores(), chunksize=1)
+        return time.perf_counter() - start
+
+
+def verified(path: Path, events: int) -> float:
+    """Seconds to verify the log."""
+    start = time.perf_counter()
+    report = verify_path(path)
+    if (report.ok, report.events) != (True, events):
+        raise SystemExit(report.message)
+    return time.perf_counter() - start
 
 
 def main() -> None:
     """Print the table."""
-    data, count = encode_event(EVENT), 5_000
-    signature = KEY.sign(data)
-    bare = seconds(lambda: [KEY.public.verify(signature, data) for _ in range(count)])
-    decoding = seconds(lambda: [decode_event(data) for _ in range(count)])
-    print(f"bare signatures {count / bare:>12,.0f} a second")
-    print(f"bare decoding   {count / decoding:>12,.0f} events a second, {len(data)} bytes each")
-    print("events a segment   events a second   segments a second")
-    for per_segment, segments in ((1, 5_000), (10, 4_000), (100, 1_000), (1000, 100)):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, default=5)
+    pairs = parser.parse_args().pairs
+    print(f"{cores()} cores, events of {len(encode_event(EVENT))} bytes, by the wall")
+    print("events a segment   events a second   signatures / bare")
+    for per_segment, segments in ((1, 40_000), (10, 20_000), (100, 5_000)):
         with tempfile.TemporaryDirectory() as name:
             events = write_log(Path(name), per_segment, segments)
-            report = verify_path(Path(name))
-            if (report.ok, report.events) != (True, events):
-                raise SystemExit(report.message)
-            taken = seconds(lambda path=Path(name): verify_path(path))  # type: ignore[misc]
-        print(f"{per_segment:>16} {events / taken:>17,.0f} {(segments + 1) / taken:>19,.0f}")
+            own = partial(verified, Path(name), events)
+            times = in_turns(own, partial(bare, segments), pairs)
+        rate = events / statistics.median(first for first, _ in times)
+        ratio = Ratio.of([other / first for first, other in times])
+        print(f"{per_segment:>16} {rate:>17,.0f}   {ratio}")
 
 
 if __name__ == "__main__":
