@@ -27,6 +27,7 @@ from esper_events.events import (
 )
 from esper_events.stages import Gate, Stage
 from esper_events.terminal import printable
+from esper_events.words import copy_of
 
 _REMOVALS = {
     "": "",
@@ -154,10 +155,11 @@ class Story:
 
 
 def _replica(event: ReplicaChanged) -> str:
+    what, unit = copy_of(event)
     if event.state == "level":
-        return f"the copy of the log on {event.replica} is whole"
+        return f"the copy of the {what} is whole"
     why = f": {event.reason}" if event.reason else ""
-    return f"the copy of the log on {event.replica} lags by {event.behind} segments{why}"
+    return f"the copy of the {what} lags by {event.behind} {unit}s{why}"
 
 
 def _ended(event: RunEnded) -> str:

@@ -110,9 +110,13 @@ class ObjectBucket:
             yield message.data
 
     def delete(self, digest: str) -> None:
-        """Remove the object, with its name."""
+        """Remove the object, with its name, if it is there."""
         js, name = self._connection.js, base64.urlsafe_b64encode(digest.encode()).decode()
-        self._connection.call(lambda: self._store.delete(digest))
+        try:
+            self._connection.call(lambda: self._store.delete(digest))
+        except RefusedError as error:
+            if error.code != _NOT_FOUND:
+                raise
         subject = self._subject("M", name)
         self._connection.call(lambda: js.purge_stream(self._stream, subject=subject))
 

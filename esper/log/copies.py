@@ -153,12 +153,15 @@ class ObjectCopies:
             store.close()
 
     def send(self, digest: str, path: Path) -> bool:
-        """Copy a file, however long that takes; whether it is there now."""
+        """Copy a file, however long that takes; whether it is there now. One that is gone by then
+        was not to be kept."""
 
         def work(bucket: ObjectBucket) -> bool:
-            if digest not in bucket.digests():
+            there = digest in bucket.digests()
+            if not there and path.exists():
                 bucket.put(digest, path)
-            return True
+                there = True
+            return there
 
         return self._attempt(work)
 

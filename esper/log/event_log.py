@@ -24,7 +24,7 @@ from esper.log.ticket import Ticket, settle
 from esper.log.writer import BATCH_BYTES, MAX_APPEND_BYTES, Pending, SegmentWriter, framed_size
 from esper_events.codec import encode_event
 from esper_events.errors import CodecError
-from esper_events.events import Event, Record, ReplicaChanged, RunEnded, RunStarted
+from esper_events.events import OBJECTS, Event, Record, ReplicaChanged, RunEnded, RunStarted
 from esper_events.keys import SigningKey
 
 _EXIT_SECONDS = 3.0
@@ -113,7 +113,7 @@ class EventLog:
         self.copies: ObjectCopies | None = None
         """Of objects and checkpoints on the server; None without one."""
         if objects is not None and run_dir is not None:
-            note, first = partial(self._note_copy, f"objects on {objects.name}"), ack == "jetstream"
+            note, first = partial(self._note_copy, f"{OBJECTS}{objects.name}"), ack == "jetstream"
             self.copies = ObjectCopies(objects, run_dir, first=first, on_change=note)
             self.copies.add_history(named_objects(replayed))
         self._replica = None if replica is None else self._replicate(replica, ack, on_level)

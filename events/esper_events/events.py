@@ -296,8 +296,13 @@ class PassesSeparated(_Event, frozen=True, tag="passes.separated"):
     reason: str
 
 
+OBJECTS = "objects on "
+"""What the name of a replica begins with that has the objects and checkpoints which a log names."""
+
+
 class ReplicaChanged(_Event, frozen=True, tag="replica.changed"):
-    """The copy of the log on the server fell behind the journal, or caught up with it."""
+    """The copy of the log on the server fell behind the journal, or caught up with it; or that of
+    the objects, whose name begins with `OBJECTS`."""
 
     replica: str
     state: Literal["lagging", "level"]

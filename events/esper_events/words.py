@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from esper_events.events import (
+    OBJECTS,
     BlueprintRegistered,
     BreakerChanged,
     CheckpointWritten,
@@ -78,10 +79,18 @@ def _say(event: Event) -> str:
             return f"step {event.step}: run {event.outcome}{why}{figures}"
         case ReplicaChanged():
             why = f": {event.reason}" if event.reason else ""
-            behind = _count(event.behind, "segment")
-            return f"copy of the log on {event.replica} is {event.state}, {behind} behind{why}"
+            what, unit = copy_of(event)
+            behind = _count(event.behind, unit)
+            return f"copy of the {what} is {event.state}, {behind} behind{why}"
         case _:
             return f"step {event.step}: {_say_step(event)}"
+
+
+def copy_of(event: ReplicaChanged) -> tuple[str, str]:
+    """What the copy is of, and where; and what it is counted in."""
+    if event.replica.startswith(OBJECTS):
+        return event.replica, "object"
+    return f"log on {event.replica}", "segment"
 
 
 def _say_step(
