@@ -67,9 +67,8 @@ def measure(config: Path, directory: Path) -> None:
         for clock, taken in (("wall", times.wall), ("processor", times.processor)):
             ordered = sorted(taken)
             p50, p99 = (ordered[len(ordered) * q // 100] * 1e6 for q in (50, 99))
-            print(
-                f"  {name}, {clock}: p50 {p50:.1f} us, p99 {p99:.1f} us, most {ordered[-1] * 1e6:.1f}"
-            )
+            most = ordered[-1] * 1e6
+            print(f"  {name}, {clock}: p50 {p50:.1f} us, p99 {p99:.1f} us, most {most:.1f} us")
     share = (sum(append.processor) + sum(keep.processor)) / processor
     print(f"  of the thread's processor time {share:.4%}, of the wall ", end="")
     print(f"{(sum(append.wall) + sum(keep.wall)) / wall:.4%}")
