@@ -90,6 +90,8 @@ class Decisions:
         self._settings = settings
         self._breaker = Breaker(log, settings)
         self._open: dict[int, _Open] = {}
+        self._followers: list[tuple[TransitionDecided, Change]] | None = None
+        """What the change decides that is being applied; None while none is."""
         self._count = 0
         self.lapsed = 0
 
@@ -145,7 +147,11 @@ class Decisions:
 
     def decide(self, step: int, change: Change, delay: int | None = None) -> None:
         """Append the decision that ``change`` takes effect ``delay`` steps from ``step``
-        (the configured lead when None)."""
+        (the configured lead when None).
+
+        One that a change makes as it is applied joins the event which tells that: a log that is
+        cut anywhere tells of no consequence without its cause.
+        """
         at_step = step + (self._settings.lead if delay is None else delay)
         number, self._count = self._count, self._count + 1
         decided = TransitionDecided(
@@ -163,7 +169,14 @@ class Decisions:
             objective=recorded(change.objective),
             consulted=UNSET if change.consulted is None else change.consulted,
         )
-        self._open[number] = _Open(number, at_step, change, self._log.append(decided))
+        if self._followers is not None:
+            self._followers.append((decided, change))
+        else:
+            self._wait(decided, change, self._log.append(decided))
+
+    def _wait(self, decided: TransitionDecided, change: Change, ticket: Ticket) -> None:
+        number = decided.decision
+        self._open[number] = _Open(number, decided.at_step, change, ticket)
 
     def settle(self, step: int, *, wait: bool = False) -> bool:
         """Apply what is due at ``step`` and acknowledged, lapse what is overdue; True if anything
@@ -206,26 +219,35 @@ class Decisions:
             self._lapse(entry, step, UNANSWERED)
             self._breaker.lapsed(step)
             return False
-        self._breaker.answered(step)
-        if not change.still_holds():
+        holds = change.still_holds()
+        if holds:
+            self._apply(entry, step)
+        else:
             self._lapse(entry, step, "overtaken by what has happened since")
-            return False
+        self._breaker.answered(step)
+        return holds
+
+    def _apply(self, entry: _Open, step: int) -> None:
+        followers = self._followers = []
         try:
-            effect = change.apply(step)
+            effect = entry.change.apply(step)
         except BaseException as error:
+            self._count -= len(followers)
             self._lapse(entry, step, f"it failed: {type(error).__name__}: {error}")
             raise
-        self._log.append(
-            TransitionApplied(
-                time=time.time(),
-                decision=entry.number,
-                step=step,
-                seed_weights=effect.seed_weights,
-                steps_lost=effect.steps_lost,
-            ),
-            *effect.events,
+        finally:
+            self._followers = None
+        applied = TransitionApplied(
+            time=time.time(),
+            decision=entry.number,
+            step=step,
+            seed_weights=effect.seed_weights,
+            steps_lost=effect.steps_lost,
         )
-        return True
+        decided = [event for event, _ in followers]
+        ticket = self._log.append(applied, *effect.events, *decided)
+        for event, change in followers:
+            self._wait(event, change, ticket)
 
     def _lapse_all(self, entries: list[_Open], step: int, reason: str) -> None:
         for entry in entries:

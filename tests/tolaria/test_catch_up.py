@@ -1,16 +1,22 @@
-"""A resumed run keeps to the times of its log, whatever its own are."""
+"""A resumed run keeps to the times of its log, whatever its own are, and wherever that was cut."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+from torch import Tensor
 
 from esper.log.event_log import EventLog
+from esper.log.memory import MemoryStore
+from esper.log.ticket import Ticket
 from esper.tolaria import breaker, decisions
 from esper.tolaria.catch_up import CatchUpLog
-from esper_events.events import TransitionApplied
+from esper_events.events import Event, TransitionApplied, TransitionDecided
+from esper_events.stages import Stage
 from support.fake_log import Clock
+from support.growth_runs import Loop, OneSeed, bits, same, with_
 from support.protocol import ACK_SECONDS, KEY, MortalJournal, Trainer
 
 
@@ -57,3 +63,38 @@ def test_late_changes_are_applied_at_the_steps_of_the_run_before(
     assert applied(again) == [(0, 5), (1, 5)]
     assert resumed.stages == trainer.stages
     again.close()
+
+
+class Piecemeal(EventLog):
+    """Gives every append a segment of its own."""
+
+    def append(self, *events: Event) -> Ticket:
+        ticket = super().append(*events)
+        assert ticket.wait(10)
+        return ticket
+
+
+def train(segments: list[bytes], *, resume: bool) -> tuple[list[Tensor], list[Event]]:
+    """Train with seeds that come and are culled; the bits, and what was told but for its times."""
+    loop = Loop(dropout=0.3)
+    growth = loop.grow(
+        with_(embargo=3),
+        OneSeed("layer1", "low_rank", cull_in=Stage.TRAINING, again=True),
+        log=Piecemeal(MemoryStore(segments), KEY, "r"),
+        resume=resume,
+    )
+    loop.run(40)
+    growth.close()
+    told = [msgspec.structs.replace(record.event, time=0.0) for record in growth.records()]
+    return bits(loop), told
+
+
+def test_whichever_append_was_the_last_the_run_goes_on() -> None:
+    segments: list[bytes] = []
+    ours, told = train(segments, resume=False)
+    stages = [e.target for e in told if isinstance(e, TransitionDecided)]
+    assert {Stage.CULLED, Stage.EMBARGOED, Stage.DORMANT} <= set(stages)
+    for last in range(1, len(segments)):
+        again, told_again = train(segments[:last], resume=True)
+        assert told_again == told
+        assert same(again, ours)
