@@ -194,8 +194,9 @@ class Keyring:
 
     def _make(self, name: str, secret: bytes) -> None:
         key = SigningKey.generate()
-        key.save(self.file(name), secret)
+        # There is a key when there is its private half: whoever is killed here has made none.
         key.public.save(_beside(self.file(name), ".pub"))
+        key.save(self.file(name), secret)
 
     def _retire(self) -> None:
         *before, _ = self.line()
