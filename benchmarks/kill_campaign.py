@@ -16,9 +16,11 @@ import argparse
 import gc
 import itertools
 import resource
+import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,14 +31,65 @@ import torch
 import torch._dynamo  # What an optimizer loads at its first use: once, for all forks.
 
 from benchmarks.forks import in_forks
-from benchmarks.kill_checks import Promise
-from benchmarks.kill_run import MODES, Mode, Place, Whole, whole
-from benchmarks.kill_trial import Outcome, run_trial
+from benchmarks.kill_checks import Promise, Violation
+from benchmarks.kill_place import Place, read_log
+from benchmarks.kill_points import Strike, read_diary
+from benchmarks.kill_run import MODES, Mode, Whole, whole
+from benchmarks.kill_takeover import Takeovers
+from benchmarks.kill_trial import Draw, Kill, Trial
 from esper.tolaria.data import load
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """One trial; how many changes its run ``applied``, and how many lapsed ``unanswered``."""
+
+    number: int
+    mode: str
+    seed: int
+    strikes: list[Strike]
+    kills: list[Kill]
+    applied: int
+    unanswered: int
+    violations: list[Violation]
+    seconds: float
+
+    @property
+    def killed(self) -> int:
+        """Number of kills."""
+        return sum(strike.victim != "pause" for strike in self.strikes)
+
+
+def run_trial(base: Path, number: int, seed: int, mode: Mode, whole: Whole) -> Outcome:
+    """Carry out the trial below ``base``, which stays where anything is violated."""
+    begun = time.perf_counter()
+    place = Place(base)
+    shutil.rmtree(base, ignore_errors=True)
+    place.server.mkdir(parents=True, mode=0o700)
+    kind = Takeovers if mode.taken_over else Trial
+    trial = kind(place, mode, whole, Draw(f"{seed}/{number}", whole, mode))
+    try:
+        violations = list(trial.violations())
+    except Exception:  # noqa: BLE001 - whatever it is, this run does not end as it must
+        violations = [Violation("not whole", traceback.format_exc())]
+    strikes, logged = read_diary(place.diary).strikes, read_log(trial.place.run)
+    if not violations:
+        shutil.rmtree(base)
+    return Outcome(
+        number=number,
+        mode=str(mode),
+        seed=whole.seed,
+        strikes=strikes,
+        kills=trial.kills,
+        applied=logged.applied,
+        unanswered=logged.unanswered,
+        violations=violations,
+        seconds=time.perf_counter() - begun,
+    )
+
+
 class Figures(msgspec.Struct, frozen=True):
-    """What a campaign came to. Counts: ``kills`` by victim, of which ``at_calls`` came at a call
+    """What a campaign came to. Counts: ``kills`` by victim, besides
+    ``pauses`` of a trainer that was only taken for dead, of which ``at_calls`` came at a call
     of one of ``kinds_of_calls``; ``ways`` in which runs went on after a kill of the trainer;
     ``unacknowledged`` and ``torn``, kills that left events that nobody had been promised, and a
     half-written segment; ``runs`` by mode, the changes ``applied`` in them and those that lapsed
@@ -44,6 +97,7 @@ class Figures(msgspec.Struct, frozen=True):
 
     seed: int
     kills: dict[str, int]
+    pauses: int
     at_calls: int
     kinds_of_calls: int
     ways: dict[str, int]
@@ -61,7 +115,7 @@ class Figures(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         lines = [
-            f"{sum(self.kills.values())} kills ({_listed(self.kills)}) in "
+            f"{sum(self.kills.values())} kills ({_listed(self.kills)}) and {self.pauses} pauses in "
             f"{sum(self.runs.values())} runs ({_listed(self.runs)}) with {self.applied} changes, "
             f"{self.unanswered} more lapsed unanswered",
             f"at a call: {self.at_calls}, of {self.kinds_of_calls} kinds; at any time: "
@@ -75,13 +129,15 @@ class Figures(msgspec.Struct, frozen=True):
 
 def figures(seed: int, outcomes: list[Outcome]) -> Figures:
     """The figures of a campaign."""
-    strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    all_strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    strikes = [strike for strike in all_strikes if strike.victim != "pause"]
     kills = [kill for outcome in outcomes for kill in outcome.kills]
     calls = [strike.label for strike in strikes if not isinstance(strike.moment, float)]
     broken = Counter(v.promise for outcome in outcomes for v in outcome.violations)
     return Figures(
         seed=seed,
         kills=dict(Counter(strike.victim for strike in strikes)),
+        pauses=len(all_strikes) - len(strikes),
         at_calls=len(calls),
         kinds_of_calls=len(set(calls)),
         ways=dict(Counter(kill.way for kill in kills)),
@@ -125,11 +181,13 @@ def _campaign(chosen: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
     done: set[int] = set()
     for outcome in _earlier(chosen.progress):
         done.add(outcome.number)
-        killed += len(outcome.strikes)
+        killed += outcome.killed
         yield outcome
     if killed >= chosen.kills:
         return
-    wholes = _wholes(scratch, chosen.seeds, chosen.jobs)
+    wholes = list(
+        in_forks(lambda seed: whole(scratch / str(seed), seed), range(chosen.seeds), chosen.jobs)
+    )
 
     def numbers() -> Iterator[int]:
         for number in itertools.count(chosen.first):
@@ -140,10 +198,13 @@ def _campaign(chosen: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
 
     def one(number: int) -> Outcome:
         base = chosen.keep.absolute() / f"kill-{chosen.seed}-{number}"
-        return run_trial(base, number, chosen.seed, wholes[number % len(wholes)])
+        mode = MODES[number % len(MODES)]
+        return run_trial(
+            base, number, chosen.seed, mode, wholes[number // len(MODES) % len(wholes)]
+        )
 
     for outcome in in_forks(one, numbers(), chosen.jobs):
-        killed += len(outcome.strikes)
+        killed += outcome.killed
         _tell(outcome, chosen, killed, time.perf_counter() - began)
         if chosen.progress is not None:
             with chosen.progress.open("ab") as file:
@@ -160,16 +221,6 @@ def _earlier(progress: Path | None) -> list[Outcome]:
     if progress is None or not progress.exists():
         return []
     return [msgspec.json.decode(line, type=Outcome) for line in progress.open("rb")]
-
-
-def _wholes(scratch: Path, seeds: int, jobs: int) -> list[Whole]:
-    """A run of each mode and seed that nobody kills."""
-
-    def one(chosen: tuple[int, Mode]) -> Whole:
-        seed, mode = chosen
-        return whole(Place(scratch / f"{mode.sync}-{mode.ack}-{seed}"), mode, seed)
-
-    return list(in_forks(one, itertools.product(range(seeds), MODES), jobs))
 
 
 def _tell(outcome: Outcome, chosen: argparse.Namespace, killed: int, seconds: float) -> None:
@@ -195,7 +246,7 @@ def _options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     options.add_argument("--kills", type=int, default=1000, help="at least so many")
     options.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    options.add_argument("--seeds", type=int, default=3, help="runs of each mode, to be killed")
+    options.add_argument("--seeds", type=int, default=3, help="different runs that are killed")
     options.add_argument("--first", type=int, default=0, help="number of the first trial")
     options.add_argument("--jobs", type=int, default=2, help="trials at a time")
     options.add_argument(

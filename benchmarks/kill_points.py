@@ -29,11 +29,14 @@ from esper.log.settling import Settling
 from esper_events.codec import encode_event
 from esper_events.events import Event, Record
 
-Victim = Literal["trainer", "server", "supervisor", "both"]
-"""Who is killed; ``both`` are server and trainer."""
+Victim = Literal["trainer", "server", "supervisor", "both", "pause"]
+"""Who is killed; ``both`` are server and trainer. A pause is a trainer that is stopped, not killed:
+others take it for dead until it goes on."""
 
-_CALLS = ("write", "pwrite", "fsync", "ftruncate", "replace", "rename", "link", "unlink")
-_CALLS += ("mkdir", "rmdir", "chmod")
+_CALLS = (
+    *("write", "pwrite", "fsync", "ftruncate", "chmod"),
+    *("replace", "rename", "link", "unlink", "mkdir", "rmdir"),
+)
 _VARIABLE = re.compile(r"[0-9a-f]{16,}|\d+")
 _write = os.write  # The diary is no point: it must work while every other call is counted.
 
@@ -161,12 +164,15 @@ def carry_out(strike: Strike, server: Path, diary: Diary, trainer: int | None = 
 
     ``trainer`` is the process of the trainer, this one by default.
     """
-    if strike.victim != "trainer" and not _kill_server(strike, server, diary):
+    if strike.victim in ("trainer", "pause"):
+        diary.struck(strike)
+    elif not _kill_server(strike, server, diary):
         return False
+    process = os.getpid() if trainer is None else trainer
     if strike.victim in ("trainer", "both"):
-        if strike.victim == "trainer":
-            diary.struck(strike)
-        os.kill(os.getpid() if trainer is None else trainer, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
+    elif strike.victim == "pause":
+        os.kill(process, signal.SIGSTOP)
     return True
 
 
@@ -174,7 +180,8 @@ def _kill_server(strike: Strike, server: Path, diary: Diary) -> bool:
     which = "supervisor" if strike.victim == "supervisor" else "pid"
     try:
         process = int(json.loads((server / "endpoint.json").read_text())[which])
-        if str(server).encode() not in Path(f"/proc/{process}/cmdline").read_bytes():
+        ours = os.fsencode(server.parent.parent / "workspace-")  # Of whatever machine.
+        if ours not in Path(f"/proc/{process}/cmdline").read_bytes():
             return False  # It is gone, and its number another's.
         os.kill(process, signal.SIGKILL)
     except (FileNotFoundError, ProcessLookupError):

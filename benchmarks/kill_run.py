@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +15,24 @@ from typing import Literal
 import msgspec
 
 from benchmarks.forks import FORK, Process
-from benchmarks.kill_points import Diary, Points, Strike, digest, install
-from esper.log.locks import FileLock
+from benchmarks.kill_place import Place, machines, read_log, server_ended
+from benchmarks.kill_points import Diary, Point, Points, Strike, install
+from esper.log.errors import FencedError, RunEndedError
+from esper.log.takeover import Lease
 from esper.log.workspace import VARIABLE
 from esper.tolaria.config import Config, parse
-from esper.tolaria.decisions import UNANSWERED
 from esper.tolaria.observer import Grown, Silent
 from esper.tolaria.trainer import grow
-from esper_events.chain import ChainVerifier
-from esper_events.codec import encode_event
-from esper_events.errors import ChainError
-from esper_events.events import (
-    CheckpointWritten,
-    Event,
-    KeyCertified,
-    Record,
-    ReplicaChanged,
-    RunStarted,
-    TransitionApplied,
-    TransitionLapsed,
-)
-from esper_events.framing import JOURNAL, LENGTH, read_frames
 
 PATIENCE_SECONDS = 120.0
 """A process that takes longer hangs: it ends with the stacks of its threads in its output."""
-_SERVER_SECONDS = 20.0
+FENCED, ENDED = 75, 76
+"""Exit codes of a process that trains under a lease: another has the run; it has ended."""
 
 _CONFIG = """
 [run]
 steps = 240
-checkpoint_every = 5
+checkpoint_every = 15
 [data]
 name = "digits"
 [model]
@@ -82,16 +72,20 @@ ack = "{ack}"
 
 @dataclass(frozen=True)
 class Mode:
-    """Whether decisions wait for the log, and whose acknowledgement counts.
+    """Whether decisions wait for the log, whose acknowledgement counts, and whether machines take
+    the run over from each other.
 
-    Where they do not wait, the log has so little time that what a killed server holds up lapses.
+    Where decisions do not wait, the log has so little time that what a killed server holds up
+    lapses.
     """
 
     sync: bool
     ack: Literal["journal", "jetstream"]
+    taken_over: bool = False
 
     def __str__(self) -> str:
-        return f"{'sync' if self.sync else 'async'}, {self.ack}"
+        name = f"{'sync' if self.sync else 'async'}, {self.ack}"
+        return f"{name}, taken over" if self.taken_over else name
 
     def config(self) -> Config:
         """The config of its runs."""
@@ -99,44 +93,10 @@ class Mode:
         return parse(_CONFIG.format(sync=sync, timeout=timeout, ack=self.ack), Path())
 
 
-MODES = tuple(Mode(sync, ack) for sync in (True, False) for ack in ("journal", "jetstream"))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run lies, and all that belongs to it."""
-
-    base: Path
-
-    @property
-    def run(self) -> Path:
-        """The run's directory."""
-        return self.base / "run"
-
-    @property
-    def workspace(self) -> Path:
-        """A workspace of its own."""
-        return self.base / "workspace"
-
-    @property
-    def server(self) -> Path:
-        """The directory of that workspace's server."""
-        return self.workspace / "server"
-
-    @property
-    def diary(self) -> Path:
-        """What its processes told before they died."""
-        return self.base / "diary"
-
-    @property
-    def output(self) -> Path:
-        """What its processes printed."""
-        return self.base / "output"
-
-    @property
-    def result(self) -> Path:
-        """What the process that ended it told: a `Result`."""
-        return self.base / "result.json"
+MODES = (
+    *(Mode(sync, ack) for sync in (True, False) for ack in ("journal", "jetstream")),
+    *(Mode(sync, "jetstream", taken_over=True) for sync in (True, False)),
+)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -147,15 +107,29 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def start(
-    place: Place, mode: Mode, seed: int, strikes: Sequence[Strike] = (), *, resume: bool = False
+    place: Place,
+    mode: Mode,
+    seed: int,
+    strikes: Sequence[Strike] = (),
+    *,
+    resume: bool = False,
+    lease: Lease | None = None,
 ) -> Process:
-    """Begin or resume the run of ``place`` in a fork of this process, which has one thread."""
-    process = FORK.Process(target=_train, args=(place, mode, seed, strikes, resume))
+    """Begin, resume or take over the run of ``place`` in a fork of this process, which has one
+    thread."""
+    process = FORK.Process(target=_train, args=(place, mode, seed, strikes, resume, lease))
     process.start()
     return process
 
 
-def _train(place: Place, mode: Mode, seed: int, strikes: Sequence[Strike], resume: bool) -> None:
+def _train(
+    place: Place,
+    mode: Mode,
+    seed: int,
+    strikes: Sequence[Strike],
+    resume: bool,
+    lease: Lease | None,
+) -> None:
     with place.output.open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -164,14 +138,22 @@ def _train(place: Place, mode: Mode, seed: int, strikes: Sequence[Strike], resum
     diary = Diary(place.diary)
     points = Points(place.base, place.server, diary, strikes)
     install(points, diary)
-    grown = grow(
-        mode.config(),
-        run_dir=place.run,
-        nats=None,
-        seed=seed,
-        observer=_Listener(diary),
-        resume=resume,
-    )
+    try:
+        grown = grow(
+            mode.config(),
+            run_dir=place.run,
+            nats=None,
+            seed=seed,
+            observer=_Listener(diary),
+            resume=resume,
+            lease=lease,
+        )
+    except FencedError:
+        sys.exit(FENCED)
+    except RunEndedError:
+        if lease is None:
+            raise
+        sys.exit(ENDED)
     place.result.write_bytes(msgspec.json.encode(Result(grown, dict(points.census))))
 
 
@@ -186,91 +168,56 @@ class _Listener(Silent):
 
 
 @dataclass(frozen=True)
-class Logged:
-    """The good beginning of a run's journal, and how many bytes stand behind it."""
-
-    records: Sequence[Record]
-    torn: int
-
-    @property
-    def digests(self) -> list[str]:
-        """Of each event's bytes."""
-        return [digest(record.event) for record in self.records]
-
-    @property
-    def events(self) -> list[Event]:
-        """In the log's order."""
-        return [record.event for record in self.records]
-
-    @property
-    def applied(self) -> int:
-        """How many changes were made."""
-        return sum(isinstance(event, TransitionApplied) for event in self.events)
-
-    @property
-    def unanswered(self) -> int:
-        """How many were not, for want of an acknowledgement."""
-        lapsed = [event for event in self.events if isinstance(event, TransitionLapsed)]
-        return sum(event.reason == UNANSWERED for event in lapsed)
-
-    @property
-    def history(self) -> list[bytes]:
-        """What the run decided and did, without times and what depends on them: the standing of
-        the server's copy, and which checkpoints were written in time."""
-        passing = (RunStarted, ReplicaChanged, CheckpointWritten, KeyCertified)
-        events = (event for event in self.events if not isinstance(event, passing))
-        return [encode_event(msgspec.structs.replace(event, time=0.0)) for event in events]
-
-
-def read_log(run: Path) -> Logged:
-    """The journal in the directory ``run``, whoever was killed while writing it."""
-    path, records, valid = run / JOURNAL, [], 0
-    if not path.exists():
-        return Logged((), 0)
-    verifier = ChainVerifier()
-    with path.open("rb") as file:
-        try:
-            for offset, segment in read_frames(file):
-                records += verifier.accept(segment, offset + LENGTH.size)
-                valid = offset + LENGTH.size + len(segment)
-        except ChainError:
-            pass  # The torn end of a write.
-    return Logged(records, path.stat().st_size - valid)
-
-
-def server_ended(place: Place) -> bool:
-    """Whether the server of the place ends, as it must when nobody needs it any more."""
-    with FileLock(place.server / "server.lock") as lock:
-        return lock.acquire(timeout=_SERVER_SECONDS)
-
-
-@dataclass(frozen=True)
 class Whole:
-    """A run that nobody killed: what those that are killed are drawn from and compared with."""
+    """A run that nobody killed: what those that are killed are drawn from and compared with.
 
-    mode: Mode
+    Where decisions wait for the log, all of this seed must be this run. ``points`` are those that a
+    process comes to from its start to its end, ``points_taken_over`` also those of one that takes
+    the run over.
+    """
+
     seed: int
     seconds: float
-    census: dict[str, int]
+    points: dict[str, int]
+    points_taken_over: dict[str, int]
     final_weights: str
     history: list[bytes]
 
 
-def whole(place: Place, mode: Mode, seed: int) -> Whole:
-    """Train a run from its start to its end.
+def whole(base: Path, seed: int) -> Whole:
+    """Train a run from its start to its end, below ``base``.
 
-    Raises ``RuntimeError`` when it fails, or when too little happens in it.
+    Raises ``RuntimeError`` when it fails, or when nothing grows.
     """
-    place.base.mkdir(parents=True)
+    place = Place(base / "whole")
+    place.server.mkdir(parents=True, mode=0o700)
     begun = time.perf_counter()
-    process = start(place, mode, seed)
-    process.join()
+    result = _ended(start(place, Mode(sync=True, ack="jetstream"), seed), place)
     seconds = time.perf_counter() - begun
+    if result.grown.log_failure or not result.grown.fossils:
+        raise RuntimeError(f"the run of seed {seed} went wrong: {result.grown}")
+    taken_over = Counter(result.census) | _taken_over(base / "taken over", seed)
+    history = read_log(place.run).history
+    weights = result.grown.final_weights
+    return Whole(seed, seconds, result.census, dict(taken_over), weights, history)
+
+
+def _taken_over(base: Path, seed: int) -> Counter[str]:
+    """The points that a machine comes to which takes over what another has left unsent."""
+    mode = Mode(sync=True, ack="jetstream", taken_over=True)
+    first = Place(base)
+    first.server.mkdir(parents=True, mode=0o700)
+    _, second = machines(base, 2)
+    strike = Strike("both", Point("pwrite run-*/journal/segments", 20))
+    process = start(first, mode, seed, [strike], lease=Lease(0, "machine 0", "run"))
+    process.join()
+    process = start(second, mode, seed, lease=Lease(1, "machine 1", "run"))
+    return Counter(_ended(process, second).census)
+
+
+def _ended(process: Process, place: Place) -> Result:
+    process.join()
     if process.exitcode:
         raise RuntimeError(f"a run that nobody killed failed: {place.output.read_text()[-2000:]}")
-    result = msgspec.json.decode(place.result.read_bytes(), type=Result)
-    if result.grown.log_failure or (mode.sync and not result.grown.fossils):
-        raise RuntimeError(f"the run of seed {seed} ({mode}) went wrong: {result.grown}")
     server_ended(place)
-    history = read_log(place.run).history
-    return Whole(mode, seed, seconds, result.census, result.grown.final_weights, history)
+    return msgspec.json.decode(place.result.read_bytes(), type=Result)

@@ -7,33 +7,22 @@ import random
 import shutil
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from benchmarks.forks import Process, in_forks
-from benchmarks.kill_checks import Violation, after_end, after_kill, on_server
+from benchmarks.kill_checks import Violation, after_end, in_order, kept, on_server
+from benchmarks.kill_place import Logged, Place, read_log, server_ended
 from benchmarks.kill_points import Diary, Point, Strike, Victim, carry_out, read_diary
-from benchmarks.kill_run import (
-    PATIENCE_SECONDS,
-    Logged,
-    Place,
-    Whole,
-    read_log,
-    server_ended,
-    start,
-)
+from benchmarks.kill_run import PATIENCE_SECONDS, Mode, Whole, start
 from esper.log.locks import FileLock
 from esper_events.events import RunEnded
 
-_POLL_SECONDS = 0.002
+_POLL_SECONDS = 0.003
 _AT_A_TIME = 0.4
 """Part of the strikes that come at a random time; the others come at a point."""
-
 
 Way = Literal["from a checkpoint", "from its start", "anew", "had ended", "killed again"]
 """How a killed run went on: anew where none of its events was on disk; killed again where that
@@ -49,157 +38,137 @@ class Kill(msgspec.Struct, frozen=True):
     way: Way
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """One trial; how many changes its run ``applied``, and how many lapsed ``unanswered``."""
+class Draw:
+    """Draws what happens in one trial."""
 
-    number: int
-    mode: str
-    seed: int
-    strikes: list[Strike]
-    kills: list[Kill]
-    applied: int
-    unanswered: int
-    violations: list[Violation]
-    seconds: float
+    def __init__(self, number: str, whole: Whole, mode: Mode) -> None:
+        self.random = random.Random(number)
+        self._seconds = whole.seconds
+        self._points = whole.points_taken_over if mode.taken_over else whole.points
 
+    def volleys(self) -> list[list[Strike]]:
+        """The strikes at each process of a run: two to four whose trainer is to be killed, and one
+        that may come to its end."""
+        drawn: list[list[Strike]] = []
+        for _ in range(self.random.choice((2, 2, 3, 4))):
+            volley = self._server_strikes(later=bool(drawn))
+            victim: Victim = self.random.choice(("trainer", "trainer", "both"))
+            drawn.append([*volley, self.strike(victim, later=bool(drawn))])
+        return [*drawn, self._server_strikes(later=True)]
 
-@dataclass(frozen=True)
-class Plan:
-    """The strikes at each process of a run, drawn from the trial's number, and whether another
-    run keeps the server alive all the while."""
+    def _server_strikes(self, *, later: bool) -> list[Strike]:
+        victims: Sequence[Victim] = ("server", "server", "supervisor")
+        count = self.random.random() < 0.4
+        return [self.strike(self.random.choice(victims), later=later) for _ in range(count)]
 
-    volleys: Sequence[Sequence[Strike]]
-    accompanied: bool
-
-
-def plan(draw: random.Random, whole: Whole) -> Plan:
-    """Two to four processes whose trainer is to be killed, and a last one that may end."""
-    volleys: list[list[Strike]] = []
-    for _ in range(draw.choice((2, 2, 3, 4))):
-        volleys.append(_server_strikes(draw, whole))
-        volleys[-1].append(_strike(draw, whole, draw.choice(("trainer", "trainer", "both"))))
-    volleys.append(_server_strikes(draw, whole))
-    return Plan(volleys, accompanied=draw.random() < 0.5)
-
-
-def _server_strikes(draw: random.Random, whole: Whole) -> list[Strike]:
-    victims: Sequence[Victim] = ("server", "server", "supervisor")
-    return [_strike(draw, whole, draw.choice(victims)) for _ in range(draw.random() < 0.4)]
+    def strike(self, victim: Victim, *, later: bool) -> Strike:
+        """One at ``victim``, at a time or at a point that the whole run comes to; ``later`` in a
+        process that goes on with what is done already, and so is shorter."""
+        part = self.random.random() ** (2 if later else 1)
+        if self.random.random() < _AT_A_TIME:
+            return Strike(victim, part * self._seconds)
+        # Between as likely as its calls are many, and as likely as every other kind.
+        labels = sorted(self._points)
+        [label] = self.random.choices(labels, [math.sqrt(self._points[label]) for label in labels])
+        return Strike(victim, Point(label, 1 + int(part * self._points[label])))
 
 
-def _strike(draw: random.Random, whole: Whole, victim: Victim) -> Strike:
-    if draw.random() < _AT_A_TIME:
-        return Strike(victim, draw.random() * whole.seconds)
-    # Between as likely as its calls are many, and as likely as every other kind.
-    labels = sorted(whole.census)
-    [label] = draw.choices(labels, [math.sqrt(whole.census[label]) for label in labels])
-    return Strike(victim, Point(label, draw.randint(1, whole.census[label])))
+class Trial:
+    """A run on one machine, as it goes from kill to kill."""
 
-
-def run_trial(base: Path, number: int, seed: int, whole: Whole) -> Outcome:
-    """Carry out the trial below ``base``, which stays where anything is violated."""
-    begun = time.perf_counter()
-    place = Place(base)
-    shutil.rmtree(base, ignore_errors=True)
-    place.server.mkdir(parents=True, mode=0o700)
-    trial = _Trial(place, whole, random.Random(f"{seed}/{number}"))
-    try:
-        violations = list(trial.violations())
-    except Exception:  # noqa: BLE001 - whatever it is, this run does not end as it must
-        violations = [Violation("not whole", traceback.format_exc())]
-    logged = read_log(place.run)
-    if not violations:
-        shutil.rmtree(base)
-    return Outcome(
-        number=number,
-        mode=str(whole.mode),
-        seed=whole.seed,
-        strikes=trial.strikes,
-        kills=trial.kills,
-        applied=logged.applied,
-        unanswered=logged.unanswered,
-        violations=violations,
-        seconds=time.perf_counter() - begun,
-    )
-
-
-class _Trial:
-    """The run as it goes from kill to kill."""
-
-    def __init__(self, place: Place, whole: Whole, draw: random.Random) -> None:
-        self.strikes: list[Strike] = []
+    def __init__(self, place: Place, mode: Mode, whole: Whole, draw: Draw) -> None:
         self.kills: list[Kill] = []
-        self._place = place
-        self._whole = whole
-        self._plan = plan(draw, whole)
-        self._draw = draw
+        self.place = place
+        self.mode = mode
+        self.whole = whole
+        self.random = draw.random
+        self.volleys = draw.volleys()
+        self._accompanied = self.random.random() < 0.5
+        """Whether another run keeps the server alive all the while."""
         self._diary = Diary(place.diary)
 
     def violations(self) -> Iterator[Violation]:
         """What does not hold, as soon as it is found."""
-        with FileLock(self._place.server / "attached.lock") as attached:
-            if self._plan.accompanied:
+        with FileLock(self.place.server / "attached.lock") as attached:
+            if self._accompanied:
                 attached.acquire(shared=True)
-            found = list(self._live())
-        self.strikes = read_diary(self._place.diary).strikes
+            found = list(self.live())
         yield from found
         if not found:
-            yield from after_end(self._place, self._whole, read_diary(self._place.diary))
-        if not server_ended(self._place):
+            yield from after_end(self.place, self.mode, self.whole, read_diary(self.place.diary))
+        if not server_ended(self.place):
             yield Violation("not whole", "the server is still there")
 
-    def _live(self) -> Iterator[Violation]:
+    def live(self) -> Iterator[Violation]:
         """Every process of the run in turn, until one comes to its end."""
-        logged, place = Logged((), 0), self._place
-        for volley in (*self._plan.volleys, ()):
-            before = len(read_diary(place.diary).resumed)
-            whole = self._whole
-            process = start(place, whole.mode, whole.seed, volley, resume=bool(logged.records))
-            self._strike_in_time(process, volley)
-            process.join()
-            self._note_way(before)
+        logged = Logged((), 0)
+        for volley in (*self.volleys, ()):
+            before = len(read_diary(self.place.diary).resumed)
+            process = start(
+                self.place, self.mode, self.whole.seed, volley, resume=bool(logged.records)
+            )
+            self.attend(process, volley)
+            self.note_way(before)
             if process.exitcode == 0:
                 return
-            told, logged = read_diary(place.diary), read_log(place.run)
             if process.exitcode != -signal.SIGKILL:
-                yield Violation("not resumed", f"exit code {process.exitcode}: {self._last_words}")
+                yield self.failure(process)
                 return
-            yield from after_kill(told, logged)
-            ended = bool(logged.records) and isinstance(logged.events[-1], RunEnded)
-            unacknowledged = len(logged.records) - len(told.acknowledged)
-            way: Way = "had ended" if ended else "killed again" if logged.records else "anew"
-            self.kills.append(Kill(unacknowledged, logged.torn, way))
-            if ended:
+            logged = self.note_kill(self.place)
+            told = read_diary(self.place.diary)
+            yield from kept(told, logged.events, "the journal")
+            yield from in_order(told, logged)
+            if logged.records and isinstance(logged.events[-1], RunEnded):
                 return
-            if logged.records and whole.mode.ack == "jetstream" and self._draw.random() < 0.5:
-                [missing] = in_forks(lambda told: on_server(place, told), [told], 1)
-                yield from missing
+            if logged.records and self.mode.ack == "jetstream":
+                yield from self.ask_server(self.place)
             if not logged.records:
-                shutil.rmtree(place.run, ignore_errors=True)
+                shutil.rmtree(self.place.run, ignore_errors=True)
         yield Violation("not resumed", "the process that nobody killed did not come to its end")
 
-    def _strike_in_time(self, process: Process, volley: Sequence[Strike]) -> None:
-        """The strikes that come at a time; at a server that is not there, as soon as it is."""
+    def attend(self, process: Process, volley: Sequence[Strike]) -> None:
+        """Carry out the strikes that come at a time, until the process has ended; at a server that
+        is not there as soon as it is."""
         begun, pid = time.perf_counter(), process.pid
-        timed = [strike for strike in volley if isinstance(strike.moment, float)]
-        while timed and process.is_alive():
+        timed = [(s.moment, s) for s in volley if isinstance(s.moment, float)]
+        while self.goes_on(process):
             passed = time.perf_counter() - begun
             timed = [
-                strike
-                for strike in timed
-                if passed < float(strike.moment)
-                or not carry_out(strike, self._place.server, self._diary, pid)
+                (moment, strike)
+                for moment, strike in timed
+                if passed < moment or not carry_out(strike, self.place.server, self._diary, pid)
             ]
             time.sleep(_POLL_SECONDS)
 
-    def _note_way(self, before: int) -> None:
+    def goes_on(self, process: Process) -> bool:
+        """Whether there is still somebody to attend to."""
+        return process.is_alive()
+
+    def note_kill(self, place: Place) -> Logged:
+        """Keep in mind what a kill has left at ``place``, and tell."""
+        told, logged = read_diary(place.diary), read_log(place.run)
+        ended = bool(logged.records) and isinstance(logged.events[-1], RunEnded)
+        way: Way = "had ended" if ended else "killed again" if logged.records else "anew"
+        unacknowledged = sum(index not in told.acknowledged for index in range(len(logged.records)))
+        self.kills.append(Kill(unacknowledged, logged.torn, way))
+        return logged
+
+    def note_way(self, before: int) -> None:
         """From where the process went on that came after the last kill."""
-        resumed = read_diary(self._place.diary).resumed[before:]
+        resumed = read_diary(self.place.diary).resumed[before:]
         if self.kills and resumed:
             way: Way = "from a checkpoint" if resumed[0] else "from its start"
             self.kills[-1] = msgspec.structs.replace(self.kills[-1], way=way)
 
-    @property
-    def _last_words(self) -> str:
-        lines = self._place.output.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"nothing printed within {PATIENCE_SECONDS:g} s"
+    def ask_server(self, place: Place) -> list[Violation]:
+        """Every other time: starting the server changes what a run that is resumed meets."""
+        if self.random.random() < 0.5:
+            return []
+        [missing] = in_forks(lambda told: on_server(place, told), [read_diary(place.diary)], 1)
+        return missing
+
+    def failure(self, process: Process) -> Violation:
+        """That of a process that ended by itself, and not well."""
+        lines = self.place.output.read_text(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"nothing printed within {PATIENCE_SECONDS:g} s"
+        return Violation("not resumed", f"exit code {process.exitcode}: {last}")

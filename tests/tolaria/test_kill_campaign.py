@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.kill_campaign import Figures, main
-from benchmarks.kill_checks import Violation, after_kill
+from benchmarks.kill_campaign import Figures, Outcome, main
+from benchmarks.kill_checks import Violation, in_order, kept
+from benchmarks.kill_place import Logged, Place
 from benchmarks.kill_points import Diary, Point, Points, Strike, Told, digest, read_diary
-from benchmarks.kill_run import Logged
-from benchmarks.kill_trial import Kill, Outcome
+from benchmarks.kill_trial import Kill
 from esper_events.events import Event, Record, TransitionApplied, TransitionDecided
 from esper_events.keys import SigningKey
 from esper_events.stages import Stage
@@ -76,10 +76,10 @@ def records(events: Sequence[Event]) -> list[Record]:
     [
         (EVENTS, [0, 1, 2, 3], []),
         (EVENTS, [0, 1, 2], []),
-        (EVENTS[:3], [0, 1, 2, 3], ["lost: acknowledged event 3 is not there"]),
+        (EVENTS[:3], [0, 1, 2, 3], ["lost: acknowledged event 3 is not in the log"]),
         (EVENTS, [0, 1], ["not whole: change 0 was applied unacknowledged"]),
         ([*EVENTS[:2], APPLIED], [0, 1], ["not whole: change 0 was applied undecided"]),
-        ([EVENTS[0], plateau(7)], [0, 1], ["lost: acknowledged event 1 is another now"]),
+        ([EVENTS[0], plateau(7)], [0, 1], ["lost: acknowledged event 1 is another in the log"]),
     ],
 )
 def test_a_broken_promise_is_found(
@@ -89,7 +89,9 @@ def test_a_broken_promise_is_found(
     diary.acknowledged(records(EVENTS)[index] for index in acknowledged)
     told = read_diary(tmp_path / "diary")
     assert told.acknowledged == {index: digest(EVENTS[index]) for index in acknowledged}
-    assert list(map(str, after_kill(told, Logged(records(events), 0)))) == found
+    logged = Logged(records(events), 0)
+    violations = [*kept(told, logged.events, "the log"), *in_order(told, logged)]
+    assert list(map(str, violations)) == found
 
 
 def test_an_acknowledgement_that_changed_is_found(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_an_acknowledgement_that_changed_is_found(tmp_path: Path) -> None:
 
 
 def test_points_are_counted_by_what_is_done_to_which_file(tmp_path: Path) -> None:
-    points = Points(tmp_path, tmp_path / "server", Diary(tmp_path / "diary"), [])
+    points = Points(tmp_path, Place(tmp_path).server, Diary(tmp_path / "diary"), [])
     with (tmp_path / "0123.draft").open("w") as file:
         assert points.place(file.fileno()) == "*.draft"
     assert points.place(tmp_path / "run" / "checkpoint") == "run/checkpoint"
@@ -118,25 +120,25 @@ def waiting(argument: str) -> subprocess.Popen[str]:
     return process
 
 
-def tell(directory: Path, server: subprocess.Popen[str]) -> None:
-    (directory / "server" / "endpoint.json").write_text(json.dumps({"pid": server.pid}))
+def publish(place: Place, server: subprocess.Popen[str]) -> None:
+    (place.server / "endpoint.json").write_text(json.dumps({"pid": server.pid}))
 
 
 def test_a_strike_at_a_server_waits_until_there_is_one(tmp_path: Path) -> None:
-    diary, strike = Diary(tmp_path / "diary"), Strike("server", Point("mkdir run", 1))
-    points = Points(tmp_path, tmp_path / "server", diary, [strike])
+    place, strike = Place(tmp_path), Strike("server", Point("mkdir run", 1))
+    points = Points(tmp_path, place.server, Diary(place.diary), [strike])
     points.reach("mkdir run")
-    assert read_diary(tmp_path / "diary") == Told()
-    (tmp_path / "server").mkdir()
-    with waiting("another") as another, waiting(str(tmp_path / "server")) as server:
-        tell(tmp_path, another)  # A number that was the server's once.
+    assert read_diary(place.diary) == Told()
+    place.server.mkdir(parents=True)
+    with waiting("another") as another, waiting(str(place.server)) as server:
+        publish(place, another)  # A number that was the server's once.
         points.reach("write run")
         assert another.poll() is None
-        tell(tmp_path, server)
+        publish(place, server)
         points.reach("write run")
         assert server.wait(30) == -signal.SIGKILL
         another.kill()
-    assert read_diary(tmp_path / "diary").strikes == [strike]
+    assert read_diary(place.diary).strikes == [strike]
 
 
 def test_a_campaign_goes_on_and_fails_for_a_broken_promise(
@@ -159,7 +161,7 @@ def test_a_campaign_goes_on_and_fails_for_a_broken_promise(
     arguments = ["--kills", "2", "--progress", str(progress)]
     progress.write_bytes(msgspec.json.encode(good) + b"\n")
     assert main(arguments) == 0
-    assert "2 kills (both 1, trainer 1) in 1 runs" in capsys.readouterr().out
+    assert "2 kills (both 1, trainer 1) and 0 pauses in 1 runs" in capsys.readouterr().out
     progress.write_bytes(msgspec.json.encode(good) + b"\n" + msgspec.json.encode(bad) + b"\n")
     assert main(arguments) == 1
     assert "broken promises: doubled 0, lost 1" in capsys.readouterr().out
