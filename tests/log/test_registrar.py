@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from esper.log import registry as registry_module
 from esper.log.entries import Signer
@@ -18,11 +19,14 @@ from esper.log.memory import MemoryStore
 from esper.log.registry import Registrar, open_registry
 from esper.log.run import open_run_log, repair_replica, resume_run_log
 from esper.log.seen import SeenSegments
+from esper.log.takeover import Lease, take_over_run_log
 from esper.log.workspace import Workspace
 from esper_events.checkpoint import Checkpoint, write_checkpoint
 from esper_events.keys import SigningKey
+from esper_events.reader import read_checkpoint
 from esper_events.registry import RunRegistered, WriterAdmitted
 from esper_events.registry_rules import RegisteredRun
+from esper_events.verify import verify_path
 from support.log_runs import (
     UserServer,
     ended,
@@ -36,8 +40,8 @@ from support.log_runs import (
 
 def begin(run_dir: Path, log_id: str, workspace: Workspace, nats: str | None = None) -> EventLog:
     log = open_run_log(run_dir, log_id=log_id, workspace=workspace, nats=nats)
-    log.append(started(workspace.key(), log_id))
-    log.append(plateau(1))
+    certificate = workspace.credentials().certificate
+    log.append(replace(started(workspace.key(), log_id), certificate=certificate), plateau(1))
     return log
 
 
@@ -112,7 +116,9 @@ def test_a_key_that_is_not_admitted_does_not_stop_its_run(
     assert list(registered(stranger, server.url)) == ["one"]
 
 
-def test_keys_of_one_root_share_a_registry(server: UserServer, tmp_path: Path) -> None:
+@pytest.fixture
+def machines(tmp_path: Path) -> tuple[Workspace, Workspace]:
+    """Two workspaces whose keys one root certifies."""
     one, two = (Workspace(tmp_path / name) for name in ("one", "two"))
     one.keys.create(ROOT)
     for suffix in (".key", ".pub"):
@@ -120,6 +126,43 @@ def test_keys_of_one_root_share_a_registry(server: UserServer, tmp_path: Path) -
     for place in (one, two):
         place.keys.create(TRAINER)
         place.keys.certify()
+    return one, two
+
+
+def test_a_run_that_another_takes_over_is_one_run_to_the_registry(
+    server: UserServer, tmp_path: Path, machines: tuple[Workspace, Workspace]
+) -> None:
+    """What the first writer's journal has beyond the server's copy was never recorded: its head
+    would be that of a history that is none."""
+    one, two = machines
+    first = begin(tmp_path / "first", "r", one, server.url)
+    assert first.flush(10)
+    wait_until(lambda: registered(one, server.url))
+    server.kill()
+    first.append(plateau(2), plateau(3), plateau(4), plateau(5))
+    assert first.flush(10)
+    first.close()
+    assert read_checkpoint(tmp_path / "first").checkpoint.size == 6
+    server.start()
+    lease = Lease(1, "two", "r")
+    second = take_over_run_log(
+        tmp_path / "second", lease, workspace=two, nats=server.url, accept_unproved=True
+    )
+    second.append(plateau(8), ended())
+    assert second.flush(10)
+    assert second.close().behind == 0
+    run = registered(two, server.url)["r"]
+    assert run.trainer == one.key().public
+    assert run.heads[-1].is_signed_by(two.key().public)
+    assert verify_path(tmp_path / "second", registry={"r": run}).ok
+    assert "rewritten or forked" in verify_path(tmp_path / "first", registry={"r": run}).message
+
+
+def test_keys_of_one_root_share_a_registry(
+    server: UserServer, tmp_path: Path, machines: tuple[Workspace, Workspace]
+) -> None:
+    one, two = machines
+    for place in machines:
         begin(tmp_path / f"run-{place.path.name}", place.path.name, place, server.url).close()
     assert list(registered(one, server.url)) == ["one", "two"]
     with open_registry(two, server.url) as registry:
