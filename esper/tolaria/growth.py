@@ -31,7 +31,7 @@ from esper.tolaria.checkpoint.keeper import Checkpoints, Kept
 from esper.tolaria.claims import Claim, refuse_second
 from esper.tolaria.context import Context
 from esper.tolaria.engine import Engine
-from esper.tolaria.heldout import HeldOut, split_held_out
+from esper.tolaria.heldout import HeldOut, Reserve
 from esper.tolaria.inputs import (
     RESERVED,
     checkpoint_contents,
@@ -167,14 +167,13 @@ class Growth:
         self._controller = controller or default_controller(self.settings, seed)
         self._seed = seed if self._logged is None else self._logged.started.seed
         self._host_weights = model_digest(model)
-        self._host = HostState(model, optimizer, host_objects(update_state))
         self.resumed_at = 0
         self._step = 0
         self._wake = 1
         self._warned = False
         self._engine: Engine | Rerun | None = None
         self._parts: HeldOut | None = None
-        self._reserved: list[Any] = []
+        self._reserve = Reserve(RESERVED)
         self._summary: LogSummary | None = None
         self._telemetry: Telemetry | None = None
         # Refused now rather than in the middle of training, and before there is a log.
@@ -183,8 +182,10 @@ class Growth:
         lattice = None if parts is None else self._find_slots(parts)
         directory = None if run_dir is None else Path(run_dir)
         place = LogPlace(directory, workspace, nats, ack, resume, log)
-        training = None
-        if checkpoint_every is not None and self._logged is None:
+        training, self._host = None, None
+        if checkpoint_every is not None or (self._logged and self._logged.back_to):
+            self._host = HostState(model, optimizer, host_objects(update_state))
+        if checkpoint_every is not None and self._host and self._logged is None:
             place.check_checkpoints(checkpoint_every)
             training = checkpoint_contents(self._host, self._controller, checkpoint_with or {})
         refuse_second(model)
@@ -271,7 +272,9 @@ class Growth:
         if isinstance(self.log, CatchUpLog):
             self.log.step = self._step
         if self._engine is None:
-            self._reserve(self._update.one(batch))
+            parts = self._reserve.take(self._update.one(batch))
+            if parts is not None:
+                self._begin(parts, self._find_slots(parts))
         else:
             self._engine.safe_point(self._step, batch, loss)
         if self._checkpoints and self.engine and self._parts:
@@ -443,13 +446,6 @@ class Growth:
             self.close("interrupted", "interrupted by the user")
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
-
-    def _reserve(self, batch: Any) -> None:
-        self._reserved.append(batch)
-        if len(self._reserved) == RESERVED:
-            parts = split_held_out(self._reserved, None, "reserved training batches")
-            self._begin(parts, self._find_slots(parts))
-            self._reserved = []
 
     def _find_slots(self, parts: HeldOut) -> Lattice:
         first = parts.watch[0]

@@ -44,3 +44,18 @@ def split_held_out(probe: Sequence[Any], confirm: Sequence[Any] | None, origin: 
     if confirm is not None:
         return HeldOut(tuple(probe[0::2]), tuple(probe[1::2]), tuple(confirm), origin)
     return HeldOut(tuple(probe[0::3]), tuple(probe[1::3]), tuple(probe[2::3]), origin)
+
+
+class Reserve:
+    """Training batches that stand in for held-out ones, as soon as there are ``size`` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._batches: list[Any] = []
+
+    def take(self, batch: Any) -> HeldOut | None:
+        """Keep one more back; all of them, dealt out, with the last."""
+        self._batches.append(batch)
+        if len(self._batches) < self._size:
+            return None
+        return split_held_out(self._batches, None, "reserved training batches")

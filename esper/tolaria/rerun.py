@@ -114,7 +114,8 @@ class LoggedDecisions:
 class Rerun:
     """Stands in the engine's place and follows a log."""
 
-    def __init__(self, context: Context, logged: LoggedRun, host: HostState) -> None:
+    def __init__(self, context: Context, logged: LoggedRun, host: HostState | None) -> None:
+        """``host`` is needed where the log goes back to what it was."""
         self.lattice = context.lattice
         self.difference: Difference | None = None
         self.checked = 0
@@ -127,6 +128,7 @@ class Rerun:
         self._logged = logged
         self._lapsed = 0
         self._host = host
+        self._back_to = logged.back_to
         self._kept: dict[int, dict[str, Any]] = {}
 
     @property
@@ -144,7 +146,7 @@ class Rerun:
             self._train_trials(step, self._context.update.one(batch))
         for event in self._logged.at.get(step, ()):
             self._follow(event, step)
-        if step in self._logged.back_to:
+        if self._host is not None and step in self._back_to:
             # Its file may be anywhere, or nowhere any more.
             self._kept[step] = self._host.copied()
         transitions.mark()
@@ -181,7 +183,7 @@ class Rerun:
                 here = self.transitions.folded.get(seed, "not folded")
                 self._compare(step, f"module {module} with seed {seed} folded in", here, logged)
             case HostRolledBack(to_step=to_step, weights=logged):
-                if to_step not in self._kept:
+                if self._host is None or to_step not in self._kept:
                     raise RerunError(f"step {step}: there was no step {to_step} to go back to")
                 self._host.put_back(self._kept[to_step])
                 self._compare(step, "the host", model_digest(self.lattice.model), logged)

@@ -55,7 +55,7 @@ def test_a_run_says_what_it_is_before_anything_else() -> None:
     ]
     (started,) = events(growth, RunStarted)
     assert (started.run, started.seed, started.config) == (growth.run, 7, "text")
-    assert started.trainer_key == growth.log.public_key.raw
+    assert started.trainer_key == growth.log.credentials.trainer_key
     assert {b.name for b in events(growth, BlueprintRegistered)} == {"widen", "low_rank"}
     assert {"torch", "threads", "cpu_capability"} <= set(started.platform)
 
