@@ -59,6 +59,8 @@ def main() -> None:
         stored = sum(path.stat().st_size for path in area.path.rglob("*.blk"))
         print(f"segments {segments:,}, {stored / 1e6:,.0f} MB on the server, no gap")
         print(f"killed server gives out the last segment after {seconds * 1e3:,.0f} ms")
+        used = processor_seconds(int(endpoint(area)["pid"]))
+        print(f"of which the new one's processor time {used * 1e3:,.0f} ms")
         source.close()
 
 
@@ -82,8 +84,7 @@ class Reader:
 
 def recovery(area: Workspace, source: EmbeddedSource, segments: int) -> float:
     """Seconds from the server's death until another one serves the store."""
-    endpoint = json.loads((area.path / "server" / "endpoint.json").read_text())
-    os.kill(endpoint["pid"], signal.SIGKILL)
+    os.kill(int(endpoint(area)["pid"]), signal.SIGKILL)
     start = time.perf_counter()
     store = source.connect()
     (last,) = store.read(segments - 1)
@@ -92,6 +93,18 @@ def recovery(area: Workspace, source: EmbeddedSource, segments: int) -> float:
         raise SystemExit(f"{store.count} of {segments} segments came back")
     store.close()
     return seconds
+
+
+def endpoint(area: Workspace) -> dict[str, str | int]:
+    """What the server of ``area`` tells its clients."""
+    found: dict[str, str | int] = json.loads((area.path / "server" / "endpoint.json").read_text())
+    return found
+
+
+def processor_seconds(pid: int) -> float:
+    """What the process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def report(what: str, events: int, start: float) -> None:

@@ -1,9 +1,10 @@
 """One bit flipped in a copy of a small log: is it found, and is the copy made whole from the other?
 
-For each bit a run's workspace is copied, the bit is flipped in a file of the server's store (its
-messages, its index, the stream's settings), and the run is repaired. Afterwards the server must
-hold the journal's segments, byte for byte. The store is taken as a server leaves it that ended, and
-as one does that was killed. Flips in journals and exports: ``tests/events/test_tampering.py``.
+For each bit a run and its workspace are copied, the bit is flipped in a file of the server's store
+(its messages, its index, the stream's settings) or in the journal, and the run is repaired.
+Afterwards both must hold the segments that were written, byte for byte. The store is taken as a
+server leaves it that ended, and as one does that was killed. That flips in exports are found:
+``tests/events/test_tampering.py``.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from functools import partial
 from pathlib import Path
 
 from esper.log.errors import LogError
-from esper.log.journal import JournalStore
 from esper.log.locks import FileLock
 from esper.log.repair import repair_replica
 from esper.log.run import open_run_log
 from esper.log.sources import source_for
 from esper.log.workspace import Workspace
 from esper_events.events import PlateauDetected, RunStarted
+from esper_events.framing import JOURNAL, read_frames
 
 LOG = "flips"
 STREAM = Path("server/store/jetstream/ESPER/streams/ESPER_RUN_flips")
 FILES = ("msgs/1.blk", "meta.inf", "meta.sum", "msgs/index.db")
+SEGMENTS_FILE = str(JOURNAL)
 SEGMENTS = 4
 STATES = ("ended", "killed")
 
@@ -99,13 +101,21 @@ def copy_standing(source: Path, target: Path) -> None:
     raise SystemExit(f"{source} does not come to rest")
 
 
+def place(directory: Path, flip: Flip) -> Path:
+    """The file whose bit it is, where run and workspaces lie in ``directory``."""
+    if flip.file == SEGMENTS_FILE:
+        return directory / "run" / flip.file
+    return directory / flip.state / STREAM / flip.file
+
+
 def all_flips(directory: Path) -> list[Flip]:
     """Every bit of every file in both states."""
+    kinds = [Flip(state, file, 0) for state in STATES for file in FILES]
+    kinds.append(Flip("ended", SEGMENTS_FILE, 0))
     return [
-        Flip(state, file, bit)
-        for state in STATES
-        for file in FILES
-        if (path := directory / state / STREAM / file).exists()
+        Flip(kind.state, kind.file, bit)
+        for kind in kinds
+        if (path := place(directory, kind)).exists()
         for bit in range(8 * path.stat().st_size)
     ]
 
@@ -113,33 +123,35 @@ def all_flips(directory: Path) -> list[Flip]:
 def trial(directory: Path, flip: Flip) -> Outcome:
     """Flip the bit in a copy of what `prepare` left in ``directory``, and repair."""
     with tempfile.TemporaryDirectory(prefix="flip-", ignore_cleanup_errors=True) as name:
-        area, run_dir = Workspace(Path(name) / "workspace"), Path(name) / "run"
+        area, run_dir = Workspace(Path(name) / flip.state), Path(name) / "run"
         shutil.copytree(directory / flip.state, area.path)
         shutil.copytree(directory / "run", run_dir)
-        path = area.path / STREAM / flip.file
+        path = place(Path(name), flip)
         data = bytearray(path.read_bytes())
         data[flip.bit // 8] ^= 1 << flip.bit % 8
         path.write_bytes(data)
-        journal = segments_of(run_dir)
         try:
             done = repair_replica(run_dir, area)
         except LogError as error:
             return Outcome(flip, "refused", f"not repaired: {error}")
-        found = "its stream made anew" if done.replaced else "made good by the server"
-        if segments_of(run_dir) != journal:
-            return Outcome(flip, found, "the journal changed")
-        if copy_in(area) != journal:
+        found = (
+            "the stream made anew"
+            if done.replaced
+            else "the journal made anew"
+            if done.rebuilt
+            else "made good by the server"
+        )
+        if segments_of(run_dir) != segments_of(directory / "run"):
+            return Outcome(flip, found, "the journal is not what it was")
+        if copy_in(area) != segments_of(run_dir):
             return Outcome(flip, found, "the server's copy differs from the journal")
         return Outcome(flip, found)
 
 
 def segments_of(run_dir: Path) -> list[bytes]:
     """What the journal holds."""
-    store = JournalStore(run_dir / "journal")
-    try:
-        return list(store.read())
-    finally:
-        store.close()
+    with (run_dir / SEGMENTS_FILE).open("rb") as file:
+        return [segment for _, segment in read_frames(file)]
 
 
 def copy_in(area: Workspace) -> list[bytes]:
