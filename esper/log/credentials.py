@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import UNSET, UnsetType
 
@@ -24,6 +24,10 @@ class Credentials:
     def of(cls, key: PublicKey) -> Credentials:
         """A key for which nobody vouches, and after which none comes."""
         return cls(key.raw)
+
+    def under(self, root: PublicKey | None) -> Credentials:
+        """The same for a log that began with ``root``, or without one: that has no certificates."""
+        return self if root is not None else replace(self, certificate=UNSET)
 
     @classmethod
     def told_by(cls, event: RunStarted) -> Credentials:

@@ -55,21 +55,21 @@ def follow_keys(workspace: Workspace, journal: JournalStore) -> ChainVerifier | 
         if later < len(line) and tenure.next_key != known[later].digest:
             return chain
         for name in line[later:]:
-            _rotate(keys, name, journal, chain.log)
+            _rotate(keys, name, journal, chain)
     except KeyFileError as error:
         raise JournalError(f"a key of the workspace cannot be used: {error}") from error
     return None
 
 
-def _rotate(keys: Keyring, name: str, journal: JournalStore, log: str) -> None:
-    told = keys.credentials(name)
+def _rotate(keys: Keyring, name: str, journal: JournalStore, chain: ChainVerifier) -> None:
+    told = keys.credentials(name).under(chain.authority.root)
     event = KeyRotated(
         time=time.time(),
         trainer_key=told.trainer_key,
         certificate=told.certificate,
         next_key=told.next_key,
     )
-    SegmentWriter(journal, keys.load(name), log).write([encode_event(event)])
+    SegmentWriter(journal, keys.load(name), chain.log).write([encode_event(event)])
 
 
 def _take_over(workspace: Workspace, chain: ChainVerifier) -> Beginning:

@@ -261,7 +261,7 @@ def _takeover(place: RunPlace, lease: Lease, history: _History) -> RunTakenOver 
     if not history.segments:
         return None
     key = place.workspace.key().public
-    told = place.workspace.credentials()
+    told = place.workspace.credentials().under(chain.authority.root)
     if chain.authority.trainer == key:
         told = Credentials.of(key)
     event = RunTakenOver(

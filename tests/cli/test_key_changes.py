@@ -120,6 +120,15 @@ def test_a_run_goes_on_under_each_key_that_came_since_it_was_left(
     assert f"trainer's key rotated to {signed[-1]}" in capsys.readouterr().out
 
 
+def test_a_run_that_began_without_a_root_goes_on_without_one() -> None:
+    (first,) = write("r")
+    assert run("keys", "create", "--role", "root") == 0
+    assert run("keys", "rotate") == 0
+    assert write("r") == [first, fingerprint()]
+    assert verify_path(Path("r")).root == ""
+    assert verify_path(Path("r"), PublicKey.load(Path("r/trainer.pub"))).ok
+
+
 def test_a_registry_without_a_root_is_written_on_under_the_next_key(
     capsys: Captured,
 ) -> None:
