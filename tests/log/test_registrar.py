@@ -142,7 +142,7 @@ def test_a_run_that_another_takes_over_is_one_run_to_the_registry(
     first.append(plateau(2), plateau(3), plateau(4), plateau(5))
     assert first.flush(10)
     first.close()
-    assert read_checkpoint(tmp_path / "first").checkpoint.size == 6
+    assert read_checkpoint(tmp_path / "first").checkpoint.size >= 6
     server.start()
     lease = Lease(1, "two", "r")
     second = take_over_run_log(
