@@ -13,9 +13,11 @@ from esper_events.events import (
     CheckpointWritten,
     Event,
     GateMeasured,
+    HostRolledBack,
     PlateauDetected,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunEnded,
     SeedFolded,
     TransitionApplied,
@@ -107,6 +109,14 @@ def test_text_from_a_log_cannot_steer_a_terminal() -> None:
         (
             CheckpointWritten(time=0.0, step=500, file="a" * 64, weights="b" * 64),
             "step 500: checkpoint written, file aaaaaaaaaaaa, weights bbbbbbbbbbbb",
+        ),
+        (
+            RollbackDecided(time=0.0, step=55, to_step=40, file="a" * 64, reason="loss is nan"),
+            "step 55: the host is to go back to its state of step 40: loss is nan",
+        ),
+        (
+            HostRolledBack(time=0.0, step=56, to_step=40, weights="b" * 64),
+            "step 56: the host is back at its state of step 40, 16 steps lost",
         ),
         (
             ReplicaChanged(

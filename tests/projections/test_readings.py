@@ -16,14 +16,18 @@ from esper.projections.catalogue import AUDIT, COMPILER, CONTROLLER, LATTICE, PR
 from esper.projections.compiler import BlueprintState
 from esper.projections.controller import Gain, Tally, Tournament
 from esper.projections.lattice import ProjectionError
+from esper.projections.queries.rows import rows_of
 from esper_events.events import (
     BlueprintRegistered,
     BreakerChanged,
+    CheckpointWritten,
     Event,
     GateMeasured,
+    HostRolledBack,
     PlateauDetected,
     Record,
     ReplicaChanged,
+    RollbackDecided,
     RunEnded,
     TransitionApplied,
     TransitionDecided,
@@ -250,6 +254,27 @@ def test_breakers_are_followed() -> None:
         CONTROLLER.words(controller),
         "circuit breaker log: closed since step 4, opened 2 times",
     )
+
+
+def test_steps_that_a_rollback_costs_are_counted_and_its_digests_kept() -> None:
+    history = History()
+    file, weights = "f" * 64, "w" * 64
+    before = history.records
+    history.say(CheckpointWritten(time=0.0, step=40, file=file, weights=weights))
+    history.say(RollbackDecided(time=0.0, step=55, to_step=40, file=file, reason="loss is nan"))
+    history.say(HostRolledBack(time=0.0, step=56, to_step=40, weights=weights))
+    audit = AUDIT.fold_all(history.records)
+    for projection in (AUDIT, CONTROLLER):
+        lost = [projection.fold_all(told).steps_lost for told in (before, history.records)]
+        assert lost[1] - lost[0] == 16
+    assert audit.kinds["host.rolled_back"].last_step == 56
+    assert LATTICE.fold_all(history.records).seeds == LATTICE.fold_all(before).seeds
+    rows = [row for record in history.records for row in rows_of("run", record, 0, "actor")]
+    kept = [row.values[2:] for row in rows if row.table == "digests" and row.values[2] in (55, 56)]
+    assert kept == [
+        (55, "checkpoint file", "", file),
+        (56, "checkpoint weights", "", weights),
+    ]
 
 
 def test_a_plateau_without_its_figure_is_no_number() -> None:
