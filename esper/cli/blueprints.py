@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 _MAX_DIMENSIONS = 4
 
 
-class _Shape(click.ParamType):
+def _shape(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
     """``64`` or ``16x8x8``: the shape of an activation, without the batch dimension."""
-
-    name = "shape"
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        parts = value.split("x")
-        if len(parts) > _MAX_DIMENSIONS or not all(p.isascii() and p.isdigit() for p in parts):
-            self.fail(f"got {value!r}, wanted a width (64), or sizes such as 16x8x8", param, ctx)
-        return tuple(map(int, parts))
+    if value is None:
+        return None
+    parts = value.split("x")
+    if len(parts) > _MAX_DIMENSIONS or not all(p.isascii() and p.isdigit() for p in parts):
+        raise click.BadParameter(f"got {value!r}, wanted a width (64), or sizes such as 16x8x8")
+    return tuple(map(int, parts))
 
 
 run_option = click.option(
@@ -55,9 +53,10 @@ def blueprints() -> None:
 @key_option
 def list_(run: Path | None, key_file: Path | None) -> None:
     """List the blueprints that ship, or those of a run, with how their seeds fared there."""
+    table: list[tuple[str, ...]]
     if run is None:
-        rows = [(b.name, b.source, str(len(b.nodes)), b.id[:12]) for b in _shipped().values()]
-        table = [("name", "reads", "nodes", "id"), *rows]
+        table = [("name", "reads", "nodes", "id")]
+        table += [(b.name, b.source, str(len(b.nodes)), b.id[:12]) for b in _shipped().values()]
     else:
         table = _fared(run, key_file)
     for line in aligned(table):
@@ -66,8 +65,15 @@ def list_(run: Path | None, key_file: Path | None) -> None:
 
 @blueprints.command(epilog="Example:  esper blueprints show squeeze_excite --shape 16x8x8")
 @click.argument("name", metavar="NAME")
-@click.option("--shape", type=_Shape(), help="Of the slot's output: 64, 32x64 or 16x8x8 (plane).")
-@click.option("--in-shape", type=_Shape(), help="Of what a span reads (default: --shape).")
+@click.option(
+    "--shape",
+    callback=_shape,
+    metavar="SHAPE",
+    help="Of the slot's output: 64, 32x64 or 16x8x8 (plane).",
+)
+@click.option(
+    "--in-shape", callback=_shape, metavar="SHAPE", help="Of what a span reads (default: --shape)."
+)
 @run_option
 @key_option
 def show(
