@@ -326,7 +326,7 @@ def test_an_outcome_that_a_server_kept_to_itself_is_found_out(
         began = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             log.update(registers("two"), timeout=1.0)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         server.signal(signal.SIGCONT)
         log.update(lambda rs: [] if "two" in names(log) else [registered(KEY, "two")], 20.0)
         assert names(log) == ["one", "two"]
