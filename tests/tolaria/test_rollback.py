@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def failing(body: nn.Module, error: Exception, *, learning: bool) -> None:
     body.register_forward_pre_hook(fail)
 
 
-def fill(tensors: list[Tensor], value: float) -> None:
+def fill(tensors: Sequence[Tensor], value: float) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.fill_(value)
