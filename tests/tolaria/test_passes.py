@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.kasmina import shared
+from esper.kasmina import bodies, shared
 from esper.log.event_log import EventLog
 from esper.log.journal import JournalStore
 from esper.tamiyo.interface import Advance, Cull, Germinate, Observation, Proposal
@@ -133,6 +133,42 @@ def test_a_rerun_runs_the_same_passes(reads: str) -> None:
     assert report.identical, report.difference
     assert report.checked > STEPS // 10
     assert same(bits(first), bits(loop))
+
+
+class Equals(Tournaments):
+    """Seven equal seeds at the begin, and no end."""
+
+    def decide(self, observation: Observation) -> list[Proposal]:
+        """Proposals as told above."""
+        if observation.step == 5:
+            return [Germinate("layer1", "low_rank", "as told")] * 7
+        ready = [s for s in observation.seeds if s.stage is Stage.GERMINATED and s.ready]
+        return [Advance(seed.id, "as told") for seed in ready if not seed.pending]
+
+
+def test_a_rerun_computes_equal_seeds_in_one_call_as_the_run_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[int] = []
+    honest = bodies.residual_graft
+
+    def counted(h: Tensor, x: Tensor, down: Tensor, *rest: Any, **more: Any) -> Tensor:
+        taken.append(len(down))
+        return honest(h, x, down, *rest, **more)
+
+    monkeypatch.setattr(bodies, "residual_graft", counted)
+    first = Counting()
+    growth = first.grow(SETTINGS, Equals())
+    first.run(STEPS)
+    growth.close()
+    assert {6, 7} <= set(taken)
+    taken.clear()
+    loop = Counting()
+    again = loop.grow(SETTINGS, Asleep(), rerun=from_records(growth.records()))
+    loop.run(STEPS)
+    report = again.rerun_report()
+    assert report.identical, report.difference
+    assert taken and same(bits(first), bits(loop))
 
 
 def test_a_rerun_that_shares_where_the_run_did_not_is_told() -> None:
