@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +14,15 @@ import pytest
 from esper.log.errors import FencedError
 from esper.log.objects import named_objects, path_of
 from esper.log.run import repair_replica, resume_run_log
+from esper.tolaria import trainer
+from esper.tolaria.config import parse
+from esper.tolaria.logged import read_run
+from esper.tolaria.observer import Silent
 from esper_events.events import RunEnded, RunTakenOver
 from esper_events.framing import JOURNAL
 from esper_events.reader import LogReader
-from support.command import SMALL, environment, esper
+from esper_events.verify import verify_path
+from support.command import SMALL, environment
 from support.growth_runs import FAST, Asleep, Loop
 from support.log_runs import UserServer, user_server, wait_until
 from support.machines import Machine
@@ -102,9 +106,10 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
     (tmp_path / "b").mkdir()
     here = Machine(tmp_path / "a")
     there = Machine(tmp_path / "b", here)
-    (tmp_path / "whole.toml").write_text(CONFIG)
-    arguments = ("whole.toml", "--run-dir", "whole", "--seed", 3, "--no-controls", "--json")
-    whole = json.loads(esper(tmp_path, "train", *map(str, arguments)).stdout.splitlines()[-1])
+    config = parse(f'{CONFIG}[log]\nworkspace = "{tmp_path}/whole"\n', tmp_path)
+    whole = trainer.grow(
+        config, run_dir=tmp_path / "run", nats=server.url, seed=3, observer=Silent()
+    )
 
     paused = Training(here, 0, server)
     paused.reaches(300)
@@ -114,7 +119,7 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
     killed.send(signal.SIGKILL)
     killed.ends()
     last = Training(there, 1, server)
-    assert last.ends() == f"grown {whole['final_weights']} 0"
+    assert last.ends() == f"grown {whole.final_weights} 0"
     for training in (killed, last):
         assert training.told[0].startswith("resumed ")
         assert training.told[0] != "resumed 0"
@@ -138,13 +143,13 @@ def test_a_run_that_another_machine_takes_over_ends_as_if_it_had_never_left(
 
     records = list(LogReader(there.run_dir).records())
     assert [r.event.holder for r in records if isinstance(r.event, RunTakenOver)] == ["b"]
-    again = json.loads(esper(tmp_path, "rerun", "b/run", "--json").stdout.splitlines()[-1])
-    assert again["identical"] is True
+    logged = read_run(there.run_dir)
+    assert trainer.rerun(logged, to=None, directory=tmp_path, observer=Silent()).identical
     repair_replica(there.run_dir, there.workspace, server.url)  # What had not come by the end.
     objects = there.run_dir / "objects"
     assert all(path_of(objects, digest).exists() for digest in named_objects(records))
-    verified = json.loads(esper(tmp_path, "verify", "b/run", "--json").stdout)
-    assert (verified["ok"], verified["ended"]) == (True, True)
+    verified = verify_path(there.run_dir)
+    assert (verified.ok, verified.ended) == (True, True)
 
 
 @pytest.mark.parametrize("stopped", ["at a step", "at the end"])
