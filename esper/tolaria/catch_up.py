@@ -10,6 +10,7 @@ of the log's copy, of checkpoints, and of keys that the root certified between t
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 import msgspec
 
@@ -20,7 +21,7 @@ from esper.log.errors import FencedError
 from esper.log.event_log import EventLog, LogSummary
 from esper.log.ticket import Ticket as LogTicket
 from esper.tolaria.breaker import Ticket
-from esper.tolaria.decisions import UNANSWERED
+from esper.tolaria.decisions import FAILED, OVERTAKEN, UNANSWERED
 from esper.tolaria.logged import RerunError
 from esper_events.codec import encode_event
 from esper_events.events import (
@@ -50,38 +51,54 @@ class CatchUpError(RerunError):
 
 
 class LoggedTicket:
-    """Acknowledged, or failed, at the step at which it was so in the run before.
+    """Acknowledged, or failed, where it was so in the run before: at the step of what came of it,
+    its record ``outcome``, when all is followed that the log tells before that.
 
     However long that takes now: a run that is slower than the one before is the same run. Where the
-    log does not tell (``step`` is None), nothing came of it as long as there was a log.
+    log does not tell of any, nothing came of it as long as there was a log. ``answer`` is how the
+    run before took it: None where it was withdrawn without one.
     """
 
     foretold = True
 
-    def __init__(self, log: CatchUpLog, step: int | None, *, answered: bool) -> None:
+    def __init__(self, log: CatchUpLog, outcome: Record | None, *, answer: bool | None) -> None:
         self._log = log
-        self._step = step
-        self._answered = answered
+        self._outcome = outcome
+        self._answer = answer
 
     @property
     def acknowledged(self) -> bool:
         """Whether the run before had its acknowledgement by now."""
-        return self._answered and self._come
+        return self._answer is True and self._come
 
     @property
     def error(self) -> BaseException | None:
-        """Why it never came, from the step on at which the run before gave up."""
-        if self._answered or not self._come:
-            return None
-        return CatchUpError("not acknowledged in time in the run before")
+        """Why it never came, from where the run before gave up."""
+        if self._answer is False and self._come:
+            return CatchUpError("not acknowledged in time in the run before")
+        return None
 
     @property
     def _come(self) -> bool:
-        return self._log.behind == 0 if self._step is None else self._log.step >= self._step
+        if self._outcome is None:
+            return self._log.behind == 0
+        return self._log.due(self._outcome)
 
     def wait(self, timeout: float) -> bool:
         """Nothing to wait for: what happened is known."""
         return self.acknowledged
+
+
+class Acknowledged:
+    """Of what the log holds, and of which nothing more comes."""
+
+    foretold = True
+    acknowledged = True
+    error: BaseException | None = None
+
+    def wait(self, timeout: float) -> bool:
+        """Nothing to wait for."""
+        return True
 
 
 class CatchUpLog:
@@ -133,6 +150,13 @@ class CatchUpLog:
         """Records that training has still to catch up with."""
         return len(self._left)
 
+    def due(self, outcome: Record) -> bool:
+        """Whether training has come to the step of ``outcome``, and followed all before it."""
+        event = outcome.event
+        if isinstance(event, _FIRST) or event.step > self.step:
+            return False
+        return not self._left or self._left[0].index >= outcome.index
+
     @property
     def ahead(self) -> Event | None:
         """The event that the log tells next; None when training has caught up with it."""
@@ -183,13 +207,18 @@ class CatchUpLog:
 
     def told(self, decision: int) -> Ticket:
         """The promise about a decision that the log of before holds."""
-        step, answered = self._settled(decision)
-        return LoggedTicket(self, step, answered=answered)
+        for record in self._left:
+            match record.event:
+                case TransitionApplied(decision=number) if number == decision:
+                    return LoggedTicket(self, record, answer=True)
+                case TransitionLapsed(decision=number, reason=reason) if number == decision:
+                    return LoggedTicket(self, record, answer=_answer(reason))
+        return LoggedTicket(self, None, answer=True)
 
     def _note(self, event: CheckpointWritten) -> Ticket | LogTicket:
         """Append it, wherever training is, unless the log tells of this very file."""
         if (event.step, event.file) in self._checkpoints:
-            return LoggedTicket(self, 0, answered=True)
+            return Acknowledged()
         return self._log.append(event)
 
     def records(self, start: int = 0) -> list[Record]:
@@ -204,40 +233,40 @@ class CatchUpLog:
         """Close the log; see :meth:`EventLog.close`."""
         return self._log.close()
 
-    def _follow(self, event: Event, record: Record) -> LoggedTicket:
+    def _follow(self, event: Event, record: Record) -> Ticket:
         if _timeless(event) != _timeless(record.event):
             raise CatchUpError(
                 f"at step {self.step} the resumed run tells {_brief(event)}, but record "
                 f"{record.index} of its log is {_brief(record.event)}; model, data, settings, "
                 "platform and thread count must be those of the run before"
             )
-        step, answered = self._outcome(event)
-        return LoggedTicket(self, step, answered=answered)
+        return self._promise(event)
 
-    def _outcome(self, event: Event) -> tuple[int | None, bool]:
-        """At which step ``event`` was settled in the run before, and whether by an answer."""
+    def _promise(self, event: Event) -> Ticket:
+        """What the log tells that came of ``event``, which stands next in it."""
         match event:
             case TransitionDecided(decision=decision):
-                return self._settled(decision)
+                return self.told(decision)
             case BreakerChanged():
-                later = [r.event for r in self._left if isinstance(r.event, BreakerChanged)][1:2]
-                return (later[0].step, later[0].state == "closed") if later else (None, True)
+                changes = (r for r in self._left if isinstance(r.event, BreakerChanged))
+                later = next(islice(changes, 1, None), None)
+                return LoggedTicket(self, later, answer=later is None or _closes(later.event))
             case RollbackDecided():
-                done = (r.event.step for r in self._left if isinstance(r.event, HostRolledBack))
-                return next(done, None), True
-        return self.step, True
+                done = (r for r in self._left if isinstance(r.event, HostRolledBack))
+                return LoggedTicket(self, next(done, None), answer=True)
+        return Acknowledged()
 
-    def _settled(self, decision: int) -> tuple[int | None, bool]:
-        """At which step the decision was applied or lapsed, and whether by an answer."""
-        for record in self._left:
-            match record.event:
-                case TransitionApplied(decision=number, step=step) if number == decision:
-                    return step, True
-                case TransitionLapsed(decision=number, step=step, reason=reason) if (
-                    number == decision
-                ):
-                    return step, reason != UNANSWERED
-        return None, True
+
+def _closes(event: Event) -> bool:
+    return isinstance(event, BreakerChanged) and event.state == "closed"
+
+
+def _answer(reason: str) -> bool | None:
+    """Whether a decision that lapsed for ``reason`` had been acknowledged; None where nobody asked
+    any more."""
+    if reason == OVERTAKEN or reason.startswith(FAILED):
+        return True
+    return False if reason == UNANSWERED else None
 
 
 def _timeless(event: Event) -> bytes:

@@ -37,6 +37,10 @@ __all__ = ["Change", "Decisions", "Effect", "Log", "Ticket"]
 _COOLING = frozenset({Stage.EMBARGOED, Stage.DORMANT})
 UNANSWERED = "the log did not acknowledge it in time"
 """Why a decision lapses on which the log kept silent."""
+OVERTAKEN = "overtaken by what has happened since"
+"""Why one lapses that was acknowledged when it made no sense any more."""
+FAILED = "it failed: "
+"""How the reason begins why one lapses that was acknowledged and could not be carried out."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ class Decisions:
         if holds:
             self._apply(entry, step)
         else:
-            self._lapse(entry, step, "overtaken by what has happened since")
+            self._lapse(entry, step, OVERTAKEN)
         self._breaker.answered(step)
         return holds
 
@@ -233,7 +237,7 @@ class Decisions:
             effect = entry.change.apply(step)
         except BaseException as error:
             self._count -= len(followers)
-            self._lapse(entry, step, f"it failed: {type(error).__name__}: {error}")
+            self._lapse(entry, step, f"{FAILED}{type(error).__name__}: {error}")
             raise
         finally:
             self._followers = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -13,10 +14,11 @@ from esper.log.memory import MemoryStore
 from esper.log.ticket import Ticket
 from esper.tolaria import breaker, decisions
 from esper.tolaria.catch_up import CatchUpLog
-from esper_events.events import Event, TransitionApplied, TransitionDecided
+from esper_events.events import BreakerChanged, Event, TransitionApplied, TransitionDecided
 from esper_events.stages import Stage
 from support.fake_log import Clock
 from support.growth_runs import Loop, OneSeed, bits, same, with_
+from support.log_runs import plateau, started
 from support.protocol import ACK_SECONDS, KEY, MortalJournal, Trainer
 
 
@@ -63,6 +65,28 @@ def test_late_changes_are_applied_at_the_steps_of_the_run_before(
     assert applied(again) == [(0, 5), (1, 5)]
     assert resumed.stages == trainer.stages
     again.close()
+
+
+def breaker_is(state: Literal["closed", "open", "half-open"], step: int) -> BreakerChanged:
+    return BreakerChanged(time=1.0, step=step, breaker="log", state=state, reason="")
+
+
+def test_within_a_step_what_the_log_tells_first_comes_first() -> None:
+    """An attempt at the log that was answered while the run closed, in the step in which it was
+    made, had not been answered when training went on in that step."""
+    told = [started(KEY), breaker_is("open", 3), breaker_is("half-open", 5), plateau(5)]
+    log = EventLog(MemoryStore(), KEY, "r")
+    log.append(*told, breaker_is("closed", 5))
+    assert log.flush(10)
+    resumed = CatchUpLog(log)
+    for event in told[:2]:
+        resumed.append(event)
+    resumed.step = 5
+    attempt = resumed.append(told[2])
+    assert not attempt.acknowledged
+    resumed.append(told[3])
+    assert attempt.acknowledged
+    log.close()
 
 
 class Piecemeal(EventLog):
