@@ -202,7 +202,7 @@ def test_rerun_and_resume_reach_the_same_bits(
     assert report.identical, report.difference
     assert same(bits(again.loop), wanted)
     first = min(poison)
-    for stop in (first - 1, first + 4, first + 14):
+    for stop in (first - 1, first + 5):
         place = tmp_path / str(stop)
         Run(place, poison, controller()).train(stop, close=False).growth.leave()
         on = Run(place, poison, controller(), resume=True).train()
@@ -310,7 +310,7 @@ def strike(growth: Growth, step: int, chaos: int) -> None:
                     parameter.fill_(math.nan)
 
 
-@pytest.mark.parametrize("chaos", range(4))
+@pytest.mark.parametrize("chaos", range(3))
 def test_wild_losses_and_wild_seeds_end_well_and_run_again_to_the_same_bits(
     tmp_path: Path, chaos: int, caplog: pytest.LogCaptureFixture
 ) -> None:
