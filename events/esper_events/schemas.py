@@ -52,6 +52,6 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m esper_events.schemas DIRECTORY")
     main(Path(sys.argv[1]))
