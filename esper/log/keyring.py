@@ -67,8 +67,15 @@ class Keyring:
         return SigningKey.load(self.file(name), passphrase)
 
     def public(self, name: str) -> PublicKey:
-        """Its public half, for which no pass phrase is asked; raises ``KeyFileError``."""
-        return PublicKey.load(_beside(self.file(name), ".pub"))
+        """Its public half; raises ``KeyFileError``.
+
+        No pass phrase is asked, but where that half was lost, or is of a workspace that had none:
+        then the private one gives it again.
+        """
+        path = _beside(self.file(name), ".pub")
+        if not path.exists() and self.has(name):
+            self.load(name).public.save(path)
+        return PublicKey.load(path)
 
     def line(self) -> list[str]:
         """The names of the keys that sign or have signed runs, in their order, up to `TRAINER`."""

@@ -30,3 +30,14 @@ def test_a_key_that_was_not_made_whole_is_made_anew(
     keys.create(TRAINER)
     for name in (TRAINER, NEXT):
         assert keys.public(name) == keys.load(name).public
+
+
+def test_a_public_half_that_is_missing_is_made_of_the_private_one(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    key = workspace.key()
+    public = workspace.keys.file(TRAINER).with_suffix(".pub")
+    before = public.read_bytes()
+    public.unlink()
+    assert workspace.keys.public(TRAINER) == key.public
+    assert public.read_bytes() == before
+    assert workspace.credentials().trainer_key == key.public.raw
