@@ -157,7 +157,6 @@ def _listed(counts: dict[str, int]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; exit 1 when any promise was broken."""
     chosen = _options().parse_args(arguments)
-    _prepare()
     with tempfile.TemporaryDirectory(prefix="esper-kills-") as scratch:
         outcomes = list(_campaign(chosen, Path(scratch)))
     found = figures(chosen.seed, outcomes)
@@ -185,6 +184,7 @@ def _campaign(chosen: argparse.Namespace, scratch: Path) -> Iterator[Outcome]:
         yield outcome
     if killed >= chosen.kills:
         return
+    _prepare()
     wholes = list(
         in_forks(lambda seed: whole(scratch / str(seed), seed), range(chosen.seeds), chosen.jobs)
     )
