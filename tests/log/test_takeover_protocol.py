@@ -36,7 +36,7 @@ from esper.log.workspace import Workspace
 from esper.tolaria import breaker, decisions
 from esper.tolaria.catch_up import CatchUpLog
 from esper_events.chain import ChainVerifier
-from esper_events.events import Event, RunTakenOver, TransitionDecided
+from esper_events.events import Event, TransitionDecided
 from esper_events.segment import open_segment
 from esper_events.verify import verify_path
 from support.fake_log import Clock
@@ -154,7 +154,7 @@ class Protocol(RuleBasedStateMachine):
 
     def train_again(self, machine: Machine, log: TellingLog) -> None:
         """To the head of its log, by the script of whoever wrote that."""
-        epochs = [r.event.epoch for r in log.records() if isinstance(r.event, RunTakenOver)]
+        epochs = [open_segment(segment).epoch for segment in log._journal.read()]
         before = [e for e in epochs if e != self.epoch]
         if self.epoch not in self.scripts:
             self.scripts[self.epoch] = list(self.scripts.get((before or [0])[-1], []))
