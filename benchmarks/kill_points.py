@@ -201,7 +201,7 @@ def install(points: Points, diary: Diary) -> None:
         def __init__(self, ack: Any, records: list[Record], settled: threading.Condition) -> None:
             super().__init__(ack, _Witness(records, points, diary), settled)
 
-    event_log.Settling = Witnessed  # type: ignore[misc]
+    setattr(event_log, "Settling", Witnessed)  # noqa: B010 - it is no export of that module
 
 
 class _Witness(list[Record]):
