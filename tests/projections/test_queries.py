@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from esper.projections.catalogue import AUDIT
 from esper.projections.queries import schema, update
 from esper.projections.queries.database import database
+from esper.projections.queries.rows import as_text
 from esper.projections.queries.update import Intake, Taken
 from esper_events.checkpoint import CHECKPOINT
 from esper_events.events import Record
@@ -180,3 +181,9 @@ def test_runs_stand_side_by_side(target: str, run: Path, tmp_path: Path) -> None
         (LOG, LOG, len(STORY)),
         ("run-2", "other", 2),
     ]
+
+
+def test_figures_are_as_every_database_has_them() -> None:
+    """PostgreSQL's JSON knows neither a negative zero nor what is no number."""
+    figures = {"gain": -0.0, "losses": [-0.0, float("nan"), float("-inf"), -1.5]}
+    assert as_text(figures) == '{"gain": 0.0, "losses": [0.0, "nan", "-inf", -1.5]}'

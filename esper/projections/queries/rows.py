@@ -87,9 +87,11 @@ def as_text(value: object) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """JSON in PostgreSQL holds no NUL."""
+    """JSON in PostgreSQL holds no NUL and no negative zero."""
     if isinstance(value, str):
         return plain(value)
+    if isinstance(value, float):
+        return value + 0.0
     if isinstance(value, dict):
         return {_clean(name): _clean(item) for name, item in value.items()}
     return [_clean(item) for item in value] if isinstance(value, list) else value
