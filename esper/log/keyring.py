@@ -224,15 +224,16 @@ class Keyring:
         the ones behind it need.
         """
         fresh = self.file(_FRESH)
-        if fresh.exists() and self.has(NEXT):
-            fresh.unlink()
-            _beside(fresh, ".pub").unlink(missing_ok=True)
+        public = _beside(fresh, ".pub")
+        if self.has(NEXT):
+            fresh.unlink(missing_ok=True)
+            public.unlink(missing_ok=True)
         elif fresh.exists():
-            self._move(NEXT, TRAINER, ".cert")
-            self._move(NEXT, TRAINER, ".pub")
+            if public.exists():
+                self._move(NEXT, TRAINER, ".cert")
+                self._move(NEXT, TRAINER, ".pub")
+                self._move(_FRESH, NEXT, ".pub")
             self._move(_FRESH, NEXT, ".key")
-        if not fresh.exists():
-            self._move(_FRESH, NEXT, ".pub")
         sync_directory(self.path)
 
     def _move(self, source: str, target: str, suffix: str) -> None:
