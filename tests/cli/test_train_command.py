@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.command import SMALL, command, environment, esper, in_shell
+from support.command import SMALL, command, environment, esper, heed_signals, in_shell
 
 
 class Trained:
@@ -175,12 +175,6 @@ def test_the_seed_decides_the_model(trained: Trained) -> None:
     assert figures["run_dir"].startswith("runs/small-")
     for name in ("final_weights", "test_accuracy", "static_accuracy", "parameters"):
         assert figures[name] == trained.figures[name]
-
-
-def heed_signals() -> None:
-    """A run in the background inherits ignored signals, and rightly goes on ignoring them."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

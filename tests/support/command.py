@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,10 @@ def esper(directory: Path, *arguments: str | Path) -> subprocess.CompletedProces
         text=True,
         timeout=120,
     )
+
+
+def heed_signals() -> None:
+    """To be called in the child that is to be signalled: what runs in the background inherits
+    ignored signals, and rightly goes on ignoring them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -16,7 +16,7 @@ from esper.tolaria.daemon.intake import job_directory
 from esper.tolaria.daemon.link import Link
 from esper.tolaria.daemon.orders import PROGRESS, RUN, Progress, got
 from esper_events.registry import JobSubmitted, LeaseGranted, RegistryEvent
-from support.command import SMALL, command, environment
+from support.command import SMALL, command, environment, heed_signals
 from support.log_runs import UserServer, is_alive, wait_until
 
 LEASE = 2.0
@@ -66,6 +66,7 @@ class Site:
                 env=environment(self.workspace.path) | {"ESPER_NATS_MONITOR": self.monitor},
                 stdout=told,
                 stderr=told,
+                preexec_fn=heed_signals,
             )
 
     def signal(self, number: int) -> None:
