@@ -98,9 +98,10 @@ def is_grafting(_: Path, story: str) -> bool:
 
 
 def is_writing(run: Path, _: str) -> bool:
-    """Whether a checkpoint lies there half-written, behind one that is whole."""
-    checkpoints = run / "checkpoints"
-    return any(checkpoints.glob("drafts/*")) and any(checkpoints.glob("*.safetensors"))
+    """Whether a checkpoint lies there half-written, behind one that the log tells of."""
+    journal = run / "journal" / "segments"
+    told = journal.exists() and b"checkpoint.written" in journal.read_bytes()
+    return told and any((run / "checkpoints").glob("drafts/*"))
 
 
 @pytest.mark.parametrize("moment", [is_grafting, is_writing])
