@@ -9,11 +9,11 @@ from pathlib import Path
 
 from esper.log.errors import ConflictError, JournalError
 from esper.log.opening import TRAINER_KEY
-from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError, KeyFileError, SegmentError
 from esper_events.files import sync_directory, whole_file
 from esper_events.framing import JOURNAL, LENGTH, frame
 from esper_events.keys import PublicKey
+from esper_events.newer import AuditVerifier
 from esper_events.reader import borne_out, read_checkpoint
 from esper_events.segment import MAGIC, Segment, open_segment
 
@@ -74,9 +74,9 @@ def rebuild_journal(path: Path, stream: Sequence[bytes]) -> Rebuilt | None:
 
 def _history(
     run_dir: Path, held: Sequence[_Held], stream: Sequence[bytes]
-) -> tuple[ChainVerifier, list[bytes]]:
+) -> tuple[AuditVerifier, list[bytes]]:
     """What the server has, and what the journal has behind that."""
-    chain, history = ChainVerifier(_trusted(run_dir)), list[bytes]()
+    chain, history = AuditVerifier(_trusted(run_dir)), list[bytes]()
     signed = read_checkpoint(run_dir)
     if signed is not None:
         chain.watch(signed.checkpoint.size)
@@ -116,13 +116,13 @@ def _salvaged(data: bytes) -> Iterator[_Held]:
         start = following
 
 
-def _is_signed(segment: Segment, chain: ChainVerifier) -> bool:
+def _is_signed(segment: Segment, chain: AuditVerifier) -> bool:
     """Whether it is whole, and somebody's who writes in the log."""
     key = chain.writer(segment.key_id)
     return key is not None and segment.is_signed_by(key)
 
 
-def _refuse_other_history(chain: ChainVerifier, held: Sequence[_Held], history: set[bytes]) -> None:
+def _refuse_other_history(chain: AuditVerifier, held: Sequence[_Held], history: set[bytes]) -> None:
     """Whole segments of the journal that are no part of ``history`` are not damage."""
     for data, segment in held:
         if data not in history and _is_signed(segment, chain):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -26,10 +25,10 @@ from esper.log.sources import EmbeddedSource, UserSource, source_for
 from esper.log.store import SharedStore
 from esper.log.stream import stream_name
 from esper.log.workspace import Workspace
-from esper_events.chain import ChainVerifier
 from esper_events.errors import ChainError, SegmentError, cause
 from esper_events.events import Record
 from esper_events.framing import JOURNAL, LENGTH, read_frames
+from esper_events.newer import AuditVerifier
 from esper_events.reader import LogReader
 from esper_events.segment import open_segment, segment_hash
 
@@ -121,37 +120,33 @@ def _exchange(source: EmbeddedSource | UserSource, path: Path, workspace: Worksp
     """Bring each side what only the other has."""
     store = source.connect()
     try:
-        hashes, damage = _survey(path)
-        rebuilt, state = None, f"damaged ({damage})" if damage else "cut short"
-        if store.count > len(hashes):
+        good = _survey(path)
+        rebuilt, state = None, f"damaged ({good.damage})" if good.damage else "cut short"
+        if store.count > len(good.hashes):
             rebuilt = rebuild_journal(path, list(store.read()))
-            hashes, damage = _survey(path)
-        if not hashes:
-            raise JournalError(f"{JOURNAL} holds no valid segment: {damage or 'it is empty'}")
+            good = _survey(path)
+        if not good.hashes:
+            raise JournalError(f"{JOURNAL} holds no valid segment: {good.damage or 'it is empty'}")
         return Repair(
             source.name,
-            len(hashes),
-            _complete(store, path, hashes),
-            damage,
+            len(good.hashes),
+            _complete(store, path, good.hashes),
+            good.damage,
             rebuilt="" if rebuilt is None else f"the journal was {state}: {rebuilt}",
-            objects=_bring_objects(store, path),
-            unregistered=_register(store, source.name, path, len(hashes), workspace),
+            objects=_bring_objects(store, path.parent.parent, good.records),
+            unregistered=_register(store, source.name, path, len(good.hashes), workspace),
         )
     finally:
         store.close()
 
 
-def _bring_objects(store: JetStreamStore, path: Path) -> str:
-    """What became of the objects and checkpoints that the log names; "" where all are on both
+def _bring_objects(store: JetStreamStore, run_dir: Path, records: Sequence[Record]) -> str:
+    """What became of the objects and checkpoints that ``records`` name; "" where all are on both
     sides."""
-    chain, records = ChainVerifier(), list[Record]()
-    with suppress(ChainError):  # Behind a damaged segment nothing is known to be named.
-        for at, segment in _frames(path):
-            records += chain.accept(segment, at)
     if not (named_objects(records) or named_checkpoints(records)):
         return ""
     try:
-        done = complete(store.objects(), path.parent.parent, records)
+        done = complete(store.objects(), run_dir, records)
     except LogError as error:
         return f"objects were not compared: {error}"
     told = (f"{done[what]} {what}" for what in ("sent", "fetched", "missing") if done[what])
@@ -185,7 +180,7 @@ def _set_aside(source: EmbeddedSource | UserSource, log: str, error: LogError) -
 def _require_whole(run_dir: Path, damage: LogError) -> None:
     """A journal takes the place of a damaged copy only when it holds all that it ever held."""
     try:
-        for _ in LogReader(run_dir).records():
+        for _ in LogReader(run_dir, verifier=AuditVerifier).records():
             pass
     except ChainError as error:
         raise DamagedStoreError(
@@ -193,16 +188,26 @@ def _require_whole(run_dir: Path, damage: LogError) -> None:
         ) from error
 
 
-def _survey(path: Path) -> tuple[list[bytes], str]:
-    """The hashes of the good segments, and what ended them."""
-    chain, hashes, damage = ChainVerifier(), [], ""
+@dataclass(frozen=True)
+class _Good:
+    """The segments of a journal up to the first that is refused: their hashes, what they tell, and
+    why that one is ("" where all are good)."""
+
+    hashes: list[bytes]
+    records: list[Record]
+    damage: str
+
+
+def _survey(path: Path) -> _Good:
+    # What a newer version wrote is copied as it is.
+    chain, hashes, records, damage = AuditVerifier(), list[bytes](), list[Record](), ""
     try:
         for at, segment in _frames(path):
-            chain.accept(segment, at)
+            records += chain.accept(segment, at)
             hashes.append(segment_hash(segment))
     except ChainError as error:
         damage = str(error)
-    return hashes, damage
+    return _Good(hashes, records, damage)
 
 
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:

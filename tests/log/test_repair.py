@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from esper.log.endpoint import Endpoint
@@ -19,7 +20,7 @@ from esper.log.workspace import Workspace
 from esper_events.codec import encode_event
 from esper_events.events import CheckpointWritten, ControllerConsulted
 from esper_events.framing import JOURNAL, frame, read_frames
-from esper_events.segment import open_segment, seal, segment_hash
+from esper_events.segment import GENESIS, open_segment, seal, segment_hash
 from esper_events.verify import verify_path
 from support.log_runs import UserServer, ended, plateau, started, wait_until
 
@@ -180,3 +181,25 @@ def test_objects_and_checkpoints_are_brought_to_where_they_are_missing(run: Run)
     assert run.repair().objects == "objects: 1 sent, 1 fetched"
     assert [path.read_bytes() for path in (*files, run.checkpoint)] == kept
     assert run.repair().objects == ""
+
+
+def test_what_a_newer_version_wrote_is_copied_either_way(
+    tmp_path: Path, shared_server: UserServer, fresh_log: Callable[[], str]
+) -> None:
+    log, workspace, journal = fresh_log(), Workspace(tmp_path / "workspace"), tmp_path / JOURNAL
+    key = workspace.key()
+    begun = msgspec.structs.replace(started(key, log), version="9.0.0")
+    unknown = msgspec.msgpack.encode({"kind": "seed.split", "time": 2.5, "into": [1, 2]})
+    segments, events = list[bytes](), (encode_event(begun), unknown, encode_event(ended(3)))
+    for index, event in enumerate(events):
+        previous = segment_hash(segments[-1]) if segments else GENESIS
+        segments.append(seal([event], log=log, first_index=index, previous=previous, key=key))
+    journal.parent.mkdir()
+    whole = b"".join(map(frame, segments))
+    journal.write_bytes(whole)
+    done = repair_replica(tmp_path, workspace, shared_server.url)
+    assert (done.sent, done.damage) == (3, "")
+    journal.write_bytes(frame(segments[0]))
+    done = repair_replica(tmp_path, workspace, shared_server.url)
+    assert "2 of its segments come from the server now" in done.rebuilt
+    assert journal.read_bytes() == whole
