@@ -12,6 +12,7 @@ import msgspec
 
 from esper_events.errors import CertificateError, PublicKeyError
 from esper_events.keys import SIGNATURE_BYTES, PublicKey, SigningKey
+from esper_events.statement import StatementReader, encode_statement, unsigned_bytes
 
 DOMAIN = b"esper.certificate.v1\x00"
 """Prefix of the signed bytes: a signature over a certificate means nothing anywhere else."""
@@ -42,11 +43,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def signed_bytes(self) -> bytes:
         """What ``signature`` is over."""
-        return DOMAIN + _encoder.encode(msgspec.structs.replace(self, signature=b""))
+        return DOMAIN + unsigned_bytes(self)
 
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
-_decoder = msgspec.msgpack.Decoder(Certificate, strict=True)
+_reader = StatementReader(Certificate, "certificate", MAX_CERTIFICATE_BYTES, CertificateError)
 
 
 def certify(root: SigningKey, key: PublicKey, role: Role, log: str = "") -> Certificate:
@@ -57,7 +57,7 @@ def certify(root: SigningKey, key: PublicKey, role: Role, log: str = "") -> Cert
 
 def encode_certificate(certificate: Certificate) -> bytes:
     """Its canonical bytes, as they stand in an event."""
-    return _encoder.encode(certificate)
+    return encode_statement(certificate)
 
 
 def decode_certificate(data: bytes) -> Certificate:
@@ -66,15 +66,7 @@ def decode_certificate(data: bytes) -> Certificate:
     Raises:
         CertificateError: ``data`` is longer than `MAX_CERTIFICATE_BYTES`, or anything else.
     """
-    if len(data) > MAX_CERTIFICATE_BYTES:
-        raise CertificateError(f"a certificate over {MAX_CERTIFICATE_BYTES} bytes")
-    try:
-        certificate = _decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CertificateError(f"not a certificate: {error}") from error
-    if _encoder.encode(certificate) != data:
-        raise CertificateError("not the canonical encoding of its certificate")
-    return certificate
+    return _reader.decode(data)
 
 
 def check_certificate(certificate: Certificate, key: PublicKey, role: Role, log: str) -> PublicKey:

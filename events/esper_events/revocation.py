@@ -13,6 +13,7 @@ import msgspec
 
 from esper_events.errors import PublicKeyError, RevocationError
 from esper_events.keys import SIGNATURE_BYTES, PublicKey, SigningKey
+from esper_events.statement import StatementReader, encode_statement, unsigned_bytes
 
 DOMAIN = b"esper.revocation.v1\x00"
 """Prefix of the signed bytes: a signature over a revocation means nothing anywhere else."""
@@ -36,11 +37,10 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def signed_bytes(self) -> bytes:
         """What ``signature`` is over."""
-        return DOMAIN + _encoder.encode(msgspec.structs.replace(self, signature=b""))
+        return DOMAIN + unsigned_bytes(self)
 
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
-_decoder = msgspec.msgpack.Decoder(Revocation, strict=True)
+_reader = StatementReader(Revocation, "revocation", MAX_REVOCATION_BYTES, RevocationError)
 
 
 def revoke(root: SigningKey, key: PublicKey, log: str = "", since: int = 0) -> Revocation:
@@ -51,7 +51,7 @@ def revoke(root: SigningKey, key: PublicKey, log: str = "", since: int = 0) -> R
 
 def encode_revocation(revocation: Revocation) -> bytes:
     """Its canonical bytes, as they stand in an event."""
-    return _encoder.encode(revocation)
+    return encode_statement(revocation)
 
 
 def decode_revocation(data: bytes) -> Revocation:
@@ -60,15 +60,7 @@ def decode_revocation(data: bytes) -> Revocation:
     Raises:
         RevocationError: ``data`` is longer than `MAX_REVOCATION_BYTES`, or anything else.
     """
-    if len(data) > MAX_REVOCATION_BYTES:
-        raise RevocationError(f"a revocation over {MAX_REVOCATION_BYTES} bytes")
-    try:
-        revocation = _decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RevocationError(f"not a revocation: {error}") from error
-    if _encoder.encode(revocation) != data:
-        raise RevocationError("not the canonical encoding of its revocation")
-    return revocation
+    return _reader.decode(data)
 
 
 def load_revocation(path: Path) -> Revocation:
